@@ -1,0 +1,1 @@
+"""pipeline.yaml: its model, and how a mistake in it is told."""

@@ -1,0 +1,1 @@
+"""PostgreSQL with TimescaleDB: tables, migrations, writing and reading."""

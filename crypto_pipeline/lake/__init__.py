@@ -1,0 +1,1 @@
+"""The Parquet archive: raw and validated zones."""

@@ -1,0 +1,1 @@
+"""Services on this machine: the embedded PostgreSQL with TimescaleDB, child processes."""
