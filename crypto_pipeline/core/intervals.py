@@ -1,0 +1,62 @@
+"""Half-open intervals ``[start, end)`` of integer milliseconds, and sets of them.
+
+A set of intervals is a sorted tuple of disjoint, non-touching, non-empty intervals; every function
+here takes any iterable and returns such a set, so that two equal sets compare equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Interval(NamedTuple):
+    """``[start, end)`` in milliseconds since the epoch, UTC."""
+
+    start: int
+    end: int
+
+    def __contains__(self, time_ms: object) -> bool:
+        return isinstance(time_ms, int) and self.start <= time_ms < self.end
+
+
+Intervals = tuple[Interval, ...]
+
+
+def union(intervals: Iterable[tuple[int, int]]) -> Intervals:
+    """What any of the intervals covers."""
+    merged: list[Interval] = []
+    for start, end in sorted(intervals):
+        if start >= end:
+            continue
+        if merged and start <= merged[-1].end:
+            merged[-1] = Interval(merged[-1].start, max(merged[-1].end, end))
+        else:
+            merged.append(Interval(start, end))
+    return tuple(merged)
+
+
+def subtract(wanted: Iterable[tuple[int, int]], covered: Iterable[tuple[int, int]]) -> Intervals:
+    """What is wanted and not covered."""
+    left: list[Interval] = []
+    holes = union(covered)
+    position = 0
+    for start, end in union(wanted):
+        while position < len(holes) and holes[position].end <= start:
+            position += 1
+        cursor = start
+        for hole in holes[position:]:
+            if hole.start >= end:
+                break
+            if cursor < hole.start:
+                left.append(Interval(cursor, hole.start))
+            cursor = max(cursor, hole.end)
+        if cursor < end:
+            left.append(Interval(cursor, end))
+    return tuple(left)
+
+
+def intersect(intervals: Iterable[tuple[int, int]], bounds: tuple[int, int]) -> Intervals:
+    """The part of the intervals inside one bound."""
+    low, high = bounds
+    return union((max(start, low), min(end, high)) for start, end in intervals)
