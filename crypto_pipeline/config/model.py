@@ -1,0 +1,164 @@
+"""The model of ``pipeline.yaml``. Every key, its default and its limits are here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from crypto_pipeline.core.coverage import Series
+from crypto_pipeline.core.habits import Habits, habits_of
+from crypto_pipeline.core.timeframes import timeframe_ms
+
+#: An exchange's key is a partition key, a folder of the lake and a column value.
+EXCHANGE_KEY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+#: ccxt's unified symbols: ``BTC/USDT``, ``BTC/USDT:USDT``.
+_SYMBOL: Final = re.compile(r"[^\s/:|]{1,40}/[^\s/:|]{1,40}(:[^\s/:|]{1,60})?")
+
+#: ccxt constructor keys that ``pipeline.yaml`` may not set: the pipeline's promises rest on them.
+_OURS: Final = {
+    "maxRetriesOnFailure": "ccxt's retries bypass its rate limiter; use the key retry",
+    "asyncio_loop": "the pipeline runs the event loop",
+    "session": "the pipeline opens the session",
+}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _known_timeframe(value: str) -> str:
+    timeframe_ms(value)
+    return value
+
+
+def _symbol(value: str) -> str:
+    if not _SYMBOL.fullmatch(value):
+        raise ValueError("not a unified ccxt symbol like BTC/USDT")
+    return value
+
+
+def _plain_day(value: object) -> object:
+    if isinstance(value, datetime):
+        raise ValueError("a UTC day like 2024-01-01, without a time")  # noqa: TRY004 - told by pydantic
+    return value
+
+
+Timeframe = Annotated[str, AfterValidator(_known_timeframe)]
+Symbol = Annotated[str, AfterValidator(_symbol)]
+
+
+class RetryConfig(_Model):
+    """How often one request is tried again, and how long in between (exponential)."""
+
+    attempts: int = Field(5, ge=1, le=20)
+    first_wait_seconds: float = Field(1.0, ge=0)
+    longest_wait_seconds: float = Field(60.0, ge=0)
+
+
+class ExchangeConfig(_Model):
+    """One exchange: what to collect, and how to reach it."""
+
+    ccxt_id: str = ""
+    symbols: tuple[Symbol, ...] = Field(min_length=1)
+    timeframes: tuple[Timeframe, ...] = Field(("1m",), min_length=1)
+    start: Annotated[date, BeforeValidator(_plain_day)]
+    ccxt: dict[str, Any] = Field(default_factory=dict)
+    habits: dict[str, Any] = Field(default_factory=dict)
+    retry: RetryConfig = RetryConfig()
+    concurrency: int = Field(8, ge=1, le=200, description="requests under way at once in a run")
+    timeout_seconds: float = Field(15.0, gt=0, description="of one request")
+
+    @field_validator("symbols", "timeframes")
+    @classmethod
+    def _once_each(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({item for item in value if value.count(item) > 1})
+        if twice:
+            raise ValueError(f"listed twice: {', '.join(twice)}")
+        return value
+
+    @field_validator("ccxt")
+    @classmethod
+    def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value.keys() & _OURS.keys():
+            raise ValueError(f"{key} cannot be set: {_OURS[key]}")
+        return value
+
+    @field_validator("habits")
+    @classmethod
+    def _known_habits(cls, value: dict[str, Any]) -> dict[str, Any]:
+        Habits.model_validate(value)
+        return value
+
+    @property
+    def series(self) -> tuple[Series, ...]:
+        """All configured series, symbol by symbol."""
+        return tuple(Series(symbol, tf) for symbol in self.symbols for tf in self.timeframes)
+
+    @property
+    def exchange_habits(self) -> Habits:
+        """The exchange's habits with this file's overrides."""
+        return habits_of(self.ccxt_id).model_copy(
+            update=Habits.model_validate(self.habits).model_dump(exclude_unset=True)
+        )
+
+    @property
+    def rate_limited(self) -> bool:
+        """False where the file switches every rate limit of ours off for this exchange."""
+        return bool(self.ccxt.get("enableRateLimit", True))
+
+
+class BackfillConfig(_Model):
+    """Backfills launched from the UI or the command line."""
+
+    partitions_per_run: int = Field(30, ge=1, le=1_000)
+
+
+class LiveConfig(_Model):
+    """The minute schedule."""
+
+    reread: int = Field(3, ge=0, le=100, description="closed candles each tick asks for again")
+    max_lag_seconds: int = Field(180, ge=1, description="beyond it the check on lag fails")
+
+
+class DatabaseConfig(_Model):
+    """The hypertable; changes apply to chunks made from then on."""
+
+    chunk_days: int = Field(7, ge=1, le=365)
+
+
+class PipelineConfig(_Model):
+    """The whole file."""
+
+    exchanges: dict[str, ExchangeConfig] = Field(min_length=1)
+    backfill: BackfillConfig = BackfillConfig()
+    live: LiveConfig = LiveConfig()
+    database: DatabaseConfig = DatabaseConfig()
+
+    @field_validator("exchanges", mode="before")
+    @classmethod
+    def _ids_default_to_keys(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: {"ccxt_id": key, **exchange} if isinstance(exchange, dict) else exchange
+            for key, exchange in value.items()
+        }
+
+    @field_validator("exchanges")
+    @classmethod
+    def _plain_keys(cls, value: dict[str, ExchangeConfig]) -> dict[str, ExchangeConfig]:
+        for key in value:
+            if not EXCHANGE_KEY.fullmatch(key):
+                raise ValueError(
+                    f"{key!r} cannot be a partition key: use lower-case letters, digits, _ and -"
+                )
+        return value
+
+    @property
+    def start(self) -> date:
+        """First UTC day any exchange has history for."""
+        return min(exchange.start for exchange in self.exchanges.values())
