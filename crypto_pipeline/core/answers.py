@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -19,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crypto_pipeline.core.candles import VALUES, as_observations
+from crypto_pipeline.core.candles import OBSERVATION_DTYPES, VALUES, empty_observations
 from crypto_pipeline.core.intervals import Interval
 from crypto_pipeline.core.timeframes import timeframe_ms
 
@@ -27,6 +28,8 @@ from crypto_pipeline.core.timeframes import timeframe_ms
 _TIME_BOUNDS_MS: Final = (0, 253_402_300_800_000)
 _NO_TIME: Final = np.iinfo(np.int64).min  # numpy's NaT
 _RECEIVED_LIMIT: Final = 2_000
+#: What counts as the text of a number: no padding, no ``_``, no other script's digits, no ``inf``.
+_DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 class Layout(NamedTuple):
@@ -79,36 +82,63 @@ def observations_of(answer: Answer, *, run_id: str, settle_ms: int) -> pd.DataFr
     """The answer's rows as observations, in the order they came.
 
     A candle is final when it has been closed for ``settle_ms`` by the exchange's clock, or when a
-    later candle stands in the same answer (a row that is itself in the future proves nothing).
+    later candle stands in the same answer (a row in the future or off the grid proves nothing).
     """
-    open_time, values, received = _columns(answer.rows, answer.layout)
-    final = open_time < settled_before(
-        answer.exchange_now, timeframe=answer.timeframe, settle_ms=settle_ms
-    )
-    started = open_time[open_time <= answer.exchange_now]
+    return observations_of_all([answer], run_id=run_id, settle_ms=settle_ms)
+
+
+def observations_of_all(answers: Sequence[Answer], *, run_id: str, settle_ms: int) -> pd.DataFrame:
+    """The rows of several answers, one after the other; see :func:`observations_of`.
+
+    A frame is built once for all of them: building one costs more than reading a page's numbers.
+    """
+    parsed = [_columns(answer.rows, answer.layout) for answer in answers]
+    if not parsed:
+        return empty_observations()
+    sizes = [len(open_time) for open_time, _, _ in parsed]
+
+    def each(values: Sequence[int]) -> npt.NDArray[np.int64]:
+        return np.repeat(np.array(values, np.int64), sizes)
+
+    def names(values: Sequence[str]) -> pd.Categorical:
+        codes, categories = pd.factorize(np.array(values, dtype=object))
+        return pd.Categorical.from_codes(np.repeat(codes, sizes), pd.Index(categories, dtype="str"))
+
+    finals = [
+        _final(open_time, answer, settle_ms=settle_ms)
+        for answer, (open_time, _, _) in zip(answers, parsed, strict=True)
+    ]
+    columns = {
+        "symbol": names([answer.symbol for answer in answers]),
+        "timeframe": names([answer.timeframe for answer in answers]),
+        "open_time": _utc_times(np.concatenate([open_time for open_time, _, _ in parsed])),
+        **{
+            name: np.concatenate([values[index] for _, values, _ in parsed])
+            for index, name in enumerate(VALUES)
+        },
+        "final": np.concatenate(finals),
+        "fetched_at": _utc_times(each([answer.fetched_at for answer in answers])),
+        "run_id": names([run_id] * len(answers)),
+        "source": names([answer.source for answer in answers]),
+        "clock_offset_ms": each([answer.clock_offset_ms for answer in answers]).astype(np.int32),
+        "received": pd.array([text for _, _, texts in parsed for text in texts], dtype="str"),
+    }
+    return pd.DataFrame({name: columns[name] for name in OBSERVATION_DTYPES})
+
+
+def _final(
+    open_time: npt.NDArray[np.int64], answer: Answer, *, settle_ms: int
+) -> npt.NDArray[np.bool_]:
+    before = settled_before(answer.exchange_now, timeframe=answer.timeframe, settle_ms=settle_ms)
+    on_grid = open_time % timeframe_ms(answer.timeframe) == 0
+    started = open_time[on_grid & (open_time <= answer.exchange_now)]
     if len(started):
-        final |= open_time < started.max()
-    final &= open_time != _NO_TIME
-    rows = len(open_time)
-    return as_observations(
-        pd.DataFrame(
-            {
-                "symbol": pd.Categorical.from_codes(np.zeros(rows, np.int8), [answer.symbol]),
-                "timeframe": pd.Categorical.from_codes(np.zeros(rows, np.int8), [answer.timeframe]),
-                "open_time": open_time.view("datetime64[ms]"),
-                **dict(zip(VALUES, values, strict=True)),
-                "final": final,
-                "fetched_at": np.full(rows, answer.fetched_at).view("datetime64[ms]"),
-                "run_id": pd.Categorical.from_codes(np.zeros(rows, np.int8), [run_id]),
-                "source": pd.Categorical.from_codes(np.zeros(rows, np.int8), [answer.source]),
-                "clock_offset_ms": np.full(rows, answer.clock_offset_ms, np.int32),
-                "received": pd.Series(received, dtype="str"),
-            }
-        ).assign(
-            open_time=lambda frame: frame["open_time"].dt.tz_localize("UTC"),
-            fetched_at=lambda frame: frame["fetched_at"].dt.tz_localize("UTC"),
-        )
-    )
+        before = max(before, int(started.max()))
+    return (open_time < before) & (open_time != _NO_TIME)
+
+
+def _utc_times(times: npt.NDArray[np.int64]) -> pd.DatetimeIndex:
+    return pd.DatetimeIndex(times.view("datetime64[ms]")).tz_localize("UTC")
 
 
 _Columns = tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]], list[str | None]]
@@ -117,37 +147,39 @@ _Columns = tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]], list[str 
 def _columns(rows: Sequence[object], layout: Layout) -> _Columns:
     if not rows:
         return np.empty(0, np.int64), [np.empty(0) for _ in VALUES], []
+    if not {list, tuple}.issuperset(map(type, rows)):  # texts and dicts can be iterated, too
+        return _columns_by_row(rows, layout)
     try:
         columns = list(zip(*rows, strict=True))
-        open_time = _whole_numbers(columns[layout.positions[0]]) * layout.time_unit_ms
+        time = _whole_numbers(columns[layout.positions[0]])
         values = [_numbers(columns[position]) for position in layout.positions[1:]]
     except (TypeError, ValueError, IndexError, OverflowError):
         return _columns_by_row(rows, layout)
     low, high = _TIME_BOUNDS_MS
-    if open_time.min() < low or open_time.max() >= high:
+    if time.min() < low or time.max() > (high - 1) // layout.time_unit_ms:
         return _columns_by_row(rows, layout)
     if not all(np.isfinite(column).all() for column in values):
         return _columns_by_row(rows, layout)
-    return open_time, values, [None] * len(rows)
+    return time * layout.time_unit_ms, values, [None] * len(rows)
 
 
 def _whole_numbers(column: tuple[object, ...]) -> npt.NDArray[np.int64]:
     """A column of integers or of their decimal text; ValueError if any cell is something else."""
     array = pa.array(column)
-    if not (pa.types.is_integer(array.type) or pa.types.is_string(array.type)) or array.null_count:
+    if set(map(type, column)) == {str}:
+        if not pc.all(pc.ascii_is_decimal(array)).as_py():  # the cast would take 0x10 for 16
+            raise ValueError("not a column of integers")
+    elif set(map(type, column)) != {int}:
         raise ValueError("not a column of integers")
     return np.asarray(pc.cast(array, pa.int64()))
 
 
 def _numbers(column: tuple[object, ...]) -> npt.NDArray[np.float64]:
     """A column of numbers or of their decimal text; ValueError if any cell is something else."""
-    array = pa.array(column)
-    kind = array.type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_string(kind)):
+    kinds = set(map(type, column))  # asked of the cells: pyarrow takes [1.5, True] for floats
+    if kinds != {str} and not kinds <= {int, float}:
         raise ValueError("not a column of numbers")
-    if array.null_count:
-        raise ValueError("a null among the numbers")
-    return np.asarray(pc.cast(array, pa.float64(), safe=False))
+    return np.asarray(pc.cast(pa.array(column), pa.float64(), safe=False))
 
 
 def _columns_by_row(rows: Sequence[object], layout: Layout) -> _Columns:
@@ -169,7 +201,11 @@ def _columns_by_row(rows: Sequence[object], layout: Layout) -> _Columns:
 
 def as_received(row: object) -> str:
     """A row as JSON text, cut to a length a person can read."""
-    return json.dumps(row, default=str, ensure_ascii=False)[:_RECEIVED_LIMIT]
+    try:
+        text = json.dumps(row, default=str, ensure_ascii=False)[:_RECEIVED_LIMIT]
+    except (RecursionError, TypeError, ValueError):  # nested or long beyond reason, not JSON at all
+        return f"(a {type(row).__name__} that JSON text cannot show)"
+    return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates
 
 
 def _cell(row: object, position: int) -> object:
@@ -182,11 +218,11 @@ def _number(cell: object) -> float:
     """A JSON number or its decimal text; NaN for anything else (bool, null, ``1_000``, lists)."""
     if isinstance(cell, bool) or not isinstance(cell, int | float | str):
         return math.nan
-    if isinstance(cell, str) and (not cell.strip() or "_" in cell):
+    if isinstance(cell, str) and not _DECIMAL.fullmatch(cell):
         return math.nan
     try:
         return float(cell)
-    except (ValueError, OverflowError):
+    except OverflowError:
         return math.nan
 
 

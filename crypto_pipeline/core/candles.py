@@ -46,7 +46,13 @@ OBSERVATION_DTYPES: Final[dict[str, object]] = {**CANDLE_DTYPES, "received": "st
 
 def empty_observations() -> pd.DataFrame:
     """No observations, with every column and its dtype."""
-    return as_observations(pd.DataFrame({name: [] for name in OBSERVATION_DTYPES}))
+    names = pd.CategoricalDtype(pd.Index([], dtype="str"))
+    return pd.DataFrame(
+        {
+            name: pd.Series([], dtype=names if dtype == "category" else dtype)
+            for name, dtype in OBSERVATION_DTYPES.items()
+        }
+    )
 
 
 def as_observations(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,100 @@
+"""What a failed request means: may it be tried again, and what should a person do.
+
+ccxt's classes mislead both ways (a cut connection is a bare ``ExchangeError``, a country block a
+``NetworkError``), so status and class are read together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import aiohttp
+from ccxt.base import errors as ccxt_errors
+
+from crypto_pipeline.errors import (
+    BadAnswer,
+    ExchangeBlocked,
+    ExchangeError,
+    ExchangeUnavailable,
+    RateLimited,
+    RequestRefused,
+)
+from crypto_pipeline.exchanges.strict import Exchanged
+
+_RATE_STATUS: Final = {418, 429}
+#: Exchange codes that mean "later", found in ccxt's bare ExchangeError texts.
+_LATER: Final = (
+    "EService:Timeout", "EService:Throttled", "EService:Deadline", "EService:Unavailable",
+    "EService:Busy", '"code":-1008', "50061", "10016",
+)  # fmt: skip
+_HINTS: Final[dict[type[ExchangeError], str]] = {
+    ExchangeUnavailable: "nothing, if it passes: the next tick asks again. Otherwise look at the"
+    " exchange's status page and at this machine's network or proxy.",
+    BadAnswer: "nothing, if it passes: the next tick asks again. If it stays, a proxy or a captive"
+    " page stands between this machine and the exchange, or its API has changed.",
+    RateLimited: "ask less often: fewer symbols, fewer parallel runs, or no other program on this"
+    " address.",
+    ExchangeBlocked: "run from an address the exchange serves, or set a proxy under the exchange's"
+    " key ccxt in pipeline.yaml; a rerun from here does not help.",
+    RequestRefused: "check symbols, timeframes and credentials of this exchange in pipeline.yaml;"
+    " `crypto-pipeline doctor` lists what it knows.",
+}
+
+
+def told(
+    error: BaseException, *, tried: str, seen: Exchanged, redact: tuple[str, ...]
+) -> ExchangeError:
+    """The typed error for whatever a request raised.
+
+    Args:
+        error: what ccxt, aiohttp or the strict checks raised.
+        tried: the exchange, series and window, as a person would say it.
+        seen: the reply, as far as one came.
+        redact: values that must not be shown.
+    """
+    kind = _kind(error, seen.status)
+    reason = str(error) or type(error).__name__
+    cause = error.__cause__
+    if isinstance(error, ccxt_errors.BaseError):
+        reason = f"{type(error).__name__}: {reason}"
+        if cause is not None:
+            reason += f" ({type(cause).__name__}: {cause})"
+    for secret in redact:
+        reason = reason.replace(secret, "***")
+    bare = type(error) is ccxt_errors.ExchangeError
+    return kind(
+        f"{tried}: {' '.join(reason.split())[:600]}.",
+        hint=_HINTS[kind],
+        rerun_helps=True if bare else None,
+        http_status=seen.status,
+        retry_after=seen.retry_after,
+    )
+
+
+def _kind(error: BaseException, status: int | None) -> type[ExchangeError]:  # noqa: PLR0911 - a decision table
+    if isinstance(error, ExchangeError):
+        kind: type[ExchangeError] = type(error)
+        return kind if kind in _HINTS else ExchangeUnavailable
+    if status == 451:
+        return ExchangeBlocked
+    rate = (ccxt_errors.RateLimitExceeded, ccxt_errors.DDoSProtection)
+    if status in _RATE_STATUS or isinstance(error, rate):
+        return RateLimited
+    if status == 403 or isinstance(error, ccxt_errors.RestrictedLocation):
+        return ExchangeBlocked
+    later = (ccxt_errors.OperationFailed, aiohttp.ClientError, asyncio.TimeoutError, OSError)
+    if isinstance(error, ccxt_errors.BadResponse):
+        return BadAnswer
+    if (status or 0) >= 500 or isinstance(error, later) or _says_later(error):
+        return ExchangeUnavailable
+    if isinstance(error.__cause__, aiohttp.ClientError):
+        return ExchangeUnavailable
+    if type(error) is ccxt_errors.ExchangeError:
+        return BadAnswer
+    return RequestRefused
+
+
+def _says_later(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, ccxt_errors.BaseError) and any(sign in text for sign in _LATER)

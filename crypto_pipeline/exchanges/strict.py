@@ -1,0 +1,162 @@
+"""What ccxt lets pass and we do not: a mixin over every genuine ccxt exchange class.
+
+ccxt turns HTML, cut JSON, an empty body and several 5xx answers into "no candles". Its
+``handle_errors`` hook sees status, headers and body of exactly one call, so that is where an
+answer is held to what the exchange documents; ``parse_ohlcvs`` is where the rows are still as they
+came, so that is where they are taken. What was seen is left for the caller of this very request in
+a context variable, which no concurrent request shares.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import ccxt.async_support
+
+from crypto_pipeline.errors import BadAnswer, ConfigError, ExchangeUnavailable
+
+
+@dataclass
+class Exchanged:
+    """One request and its reply, as seen on the wire. Times in ms of our clock."""
+
+    sent_at: int = 0
+    received_at: int = 0
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    body: Any = None
+    rows: list[Any] | None = None
+
+    def header(self, name: str) -> str | None:
+        """A header's value, whatever its case."""
+        wanted = name.lower()
+        return next((v for k, v in self.headers.items() if k.lower() == wanted), None)
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds the exchange asked us to wait; None if it did not say."""
+        text = self.header("Retry-After")
+        try:
+            return None if text is None else max(0.0, float(text))
+        except ValueError:
+            return None  # the HTTP-date form: no exchange in the table sends it
+
+    @property
+    def server_time(self) -> int | None:
+        """The second named by the ``Date`` header, ms; None without a readable one."""
+        text = self.header("Date")
+        try:
+            return None if text is None else int(parsedate_to_datetime(text).timestamp()) * 1_000
+        except ValueError:
+            return None
+
+
+CURRENT: ContextVar[Exchanged | None] = ContextVar("crypto_pipeline_exchanged", default=None)
+
+
+class StrictAnswers:
+    """Mixed in before a ccxt exchange class; see the module's docstring."""
+
+    clock: Callable[[], int] = staticmethod(lambda: time.time_ns() // 1_000_000)
+    on_request: Callable[[], None] = staticmethod(lambda: None)
+
+    async def fetch(
+        self, url: str, method: str = "GET", headers: Any = None, body: Any = None
+    ) -> Any:
+        """Send one request; note when."""
+        self.on_request()
+        exchanged = CURRENT.get()
+        if exchanged is not None:
+            exchanged.sent_at = self.clock()
+        return await super().fetch(url, method, headers, body)  # type: ignore[misc]
+
+    def handle_errors(
+        self,
+        code: int,
+        reason: str,
+        url: str,
+        method: str,
+        headers: dict[str, str],
+        body: str,
+        response: Any,
+        request_headers: Any,
+        request_body: Any,
+    ) -> Any:
+        """Apply ccxt's own mapping, then refuse whatever is not a 2xx with a JSON document."""
+        exchanged = CURRENT.get()
+        if exchanged is not None:
+            exchanged.received_at = self.clock()
+            exchanged.status = code
+            exchanged.headers = headers
+            exchanged.body = response
+        handled = super().handle_errors(  # type: ignore[misc]
+            code, reason, url, method, headers, body, response, request_headers, request_body
+        )
+        if not 200 <= code < 300:
+            self.handle_http_status_code(code, reason, url, method, body)  # type: ignore[attr-defined]
+            raise ExchangeUnavailable(f"HTTP {code} {reason}", http_status=code)
+        if response is None or isinstance(response, str):
+            raise BadAnswer(f"HTTP {code} with {_shown(body)} instead of JSON", http_status=code)
+        return handled
+
+    def parse_ohlcvs(
+        self,
+        ohlcvs: list[Any] | None,
+        market: Any = None,
+        timeframe: str = "1m",
+        since: int | None = None,
+        limit: int | None = None,
+        tail: bool = False,  # noqa: FBT001, FBT002 - ccxt's signature
+    ) -> list[Any]:
+        """The rows as the exchange sent them: unparsed, unsorted, unfiltered.
+
+        Raises:
+            BadAnswer: the rows are ccxt's own empty default, because the answer holds no list where
+                this exchange puts its candles (another pair's name, ``{}``, an error object).
+        """
+        del market, timeframe, since, limit, tail
+        exchanged = CURRENT.get()
+        rows = ohlcvs if isinstance(ohlcvs, list) else []
+        if exchanged is not None:
+            if not isinstance(exchanged.body, list) and not _holds(exchanged.body, ohlcvs):
+                raise BadAnswer(
+                    f"HTTP {exchanged.status} with JSON that holds no list of candles where this"
+                    f" exchange puts them: {_shown(str(exchanged.body))}",
+                    http_status=exchanged.status,
+                )
+            exchanged.rows = rows
+        return rows
+
+
+def strict_exchange(ccxt_id: str, options: dict[str, Any]) -> Any:
+    """An instance of ccxt's own async class for an exchange, held to strict answers.
+
+    Raises:
+        ConfigError: ccxt has no such exchange.
+    """
+    genuine = getattr(ccxt.async_support, ccxt_id, None)
+    if ccxt_id not in ccxt.async_support.exchanges or genuine is None:
+        raise ConfigError(f"ccxt {ccxt.__version__} has no exchange {ccxt_id!r}.")
+    return type(f"Strict{ccxt_id.title()}", (StrictAnswers, genuine), {})(options)
+
+
+def _holds(body: Any, rows: Any, depth: int = 4) -> bool:
+    """Whether this very list object is part of the decoded answer."""
+    if body is rows:
+        return rows is not None
+    if depth and isinstance(body, dict):
+        return any(_holds(value, rows, depth - 1) for value in body.values())
+    return False
+
+
+def _shown(body: str | None) -> str:
+    """The start of a body, on one line."""
+    text = " ".join((body or "").split())
+    if not text:
+        return "an empty body"
+    return repr(text[:120] + "…" if len(text) > 120 else text)

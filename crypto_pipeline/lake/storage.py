@@ -1,0 +1,95 @@
+"""Where the lake's files are, and how one is replaced so that no reader ever sees half of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from uuid import uuid4
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from crypto_pipeline.errors import LakeError
+
+
+class LakeStorage:
+    """Whole files under one root: a local folder or any fsspec URL (``s3://bucket/lake``)."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise LakeError(
+                f"the lake {url} cannot be opened: {error}.",
+                hint="install the package fsspec names for this kind of URL, or correct"
+                " CRYPTO_PIPELINE_LAKE.",
+            ) from error
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content, None if there is none.
+
+        Raises:
+            LakeError: it cannot be read.
+        """
+        try:
+            content: bytes = self._fs.cat_file(self._path(name))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise LakeError(
+                f"{self.where(name)} cannot be read: {error}.", rerun_helps=True
+            ) from error
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file as a whole, or leave it as it was.
+
+        Locally: a temporary file in the same folder, flushed to the disk, then renamed. Object
+        stores replace objects atomically by themselves.
+
+        Raises:
+            LakeError: it cannot be written (disk full, no permission, store away).
+        """
+        path = self._path(name)
+        try:
+            if isinstance(self._fs, LocalFileSystem):
+                _replace(Path(path), content)
+            else:
+                self._fs.pipe_file(path, content)
+        except OSError as error:
+            raise LakeError(
+                f"{self.where(name)} cannot be written: {error}; what was there before stands.",
+                hint="see to free space and permissions of the lake.",
+                rerun_helps=True,
+            ) from error
+
+    def where(self, name: str) -> str:
+        """The file's full address, for metadata and messages."""
+        return (
+            str(self._fs.unstrip_protocol(self._path(name)))
+            if "://" in self.url
+            else self._path(name)
+        )
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,115 @@
+"""The two zones of the archive: raw (what exchanges answered) and validated (candles).
+
+One partition is one file, ``<zone>/exchange=<key>/date=<day>/candles.parquet``, which any reader of
+hive-partitioned Parquet understands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Final
+
+import pandas as pd
+
+from crypto_pipeline.core.candles import CANDLE_DTYPES, OBSERVATION_DTYPES, empty_observations
+from crypto_pipeline.core.coverage import Coverage
+from crypto_pipeline.lake.parquet import from_parquet, to_parquet
+from crypto_pipeline.lake.storage import LakeStorage
+
+_COVERAGE: Final = "crypto_pipeline.coverage"
+
+#: Held while a partition's raw file is read, merged and replaced, so that runs meeting on it lose
+#: nothing of each other. Given by the caller: the lake itself has no locks.
+PartitionLock = Callable[[str, date], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class RawPartition:
+    """Everything the lake knows of an exchange's day: observations, and what was asked."""
+
+    observations: pd.DataFrame = field(default_factory=empty_observations)
+    coverage: Coverage = field(default_factory=Coverage)
+
+
+class RawZone:
+    """What exchanges answered, merged and never thrown away."""
+
+    def __init__(self, storage: LakeStorage, lock: PartitionLock) -> None:
+        self._storage = storage
+        self._lock = lock
+
+    def read(self, exchange: str, day: date) -> RawPartition:
+        """The partition as it stands; an empty one if nothing was ever asked.
+
+        Raises:
+            LakeError: the file cannot be read.
+        """
+        name = _name("raw", exchange, day)
+        content = self._storage.read(name)
+        if content is None:
+            return RawPartition()
+        frame, notes = from_parquet(content, OBSERVATION_DTYPES, where=self._storage.where(name))
+        return RawPartition(frame, Coverage.from_json(notes.get(_COVERAGE, "[]")))
+
+    def update(
+        self, exchange: str, day: date, change: Callable[[RawPartition], RawPartition]
+    ) -> RawPartition:
+        """Replace the partition by a function of itself, as one step that others wait for.
+
+        Raises:
+            LakeError: the file cannot be read or written; it stands as it was.
+        """
+        with self._lock(exchange, day):
+            partition = change(self.read(exchange, day))
+            self._storage.write(
+                _name("raw", exchange, day),
+                to_parquet(
+                    partition.observations,
+                    OBSERVATION_DTYPES,
+                    {_COVERAGE: partition.coverage.to_json()},
+                ),
+            )
+        return partition
+
+    def where(self, exchange: str, day: date) -> str:
+        """The partition's file."""
+        return self._storage.where(_name("raw", exchange, day))
+
+
+class ValidatedZone:
+    """The conforming candles of each partition, replaced as a whole."""
+
+    def __init__(self, storage: LakeStorage) -> None:
+        self._storage = storage
+
+    def read(self, exchange: str, day: date) -> pd.DataFrame | None:
+        """The partition's candles (columns of ``CANDLE_DTYPES``); None if never validated.
+
+        Raises:
+            LakeError: the file cannot be read.
+        """
+        name = _name("validated", exchange, day)
+        content = self._storage.read(name)
+        if content is None:
+            return None
+        return from_parquet(content, CANDLE_DTYPES, where=self._storage.where(name))[0]
+
+    def write(self, exchange: str, day: date, candles: pd.DataFrame) -> None:
+        """Replace the partition's candles.
+
+        Raises:
+            LakeError: the file cannot be written; it stands as it was.
+        """
+        name = _name("validated", exchange, day)
+        self._storage.write(name, to_parquet(candles, CANDLE_DTYPES, {}))
+
+    def where(self, exchange: str, day: date) -> str:
+        """The partition's file."""
+        return self._storage.where(_name("validated", exchange, day))
+
+
+def _name(zone: str, exchange: str, day: date) -> str:
+    return f"{zone}/exchange={exchange}/date={day.isoformat()}/candles.parquet"
