@@ -1,0 +1,201 @@
+"""The three assets: ``raw_ohlcv`` → ``validated_ohlcv`` → ``timescale_candles``.
+
+Here belongs what Dagster needs to know of them: partitions, dependencies, metadata. What they do
+with a candle is in :mod:`crypto_pipeline.corridor` and :mod:`crypto_pipeline.core`.
+"""
+
+# No `from __future__ import annotations`: Dagster reads the annotations of decorated functions.
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from datetime import date
+from itertools import groupby
+from typing import Any, Final
+
+import dagster as dg
+import pandas as pd
+
+from crypto_pipeline.config.model import PipelineConfig
+from crypto_pipeline.core.validation import validate
+from crypto_pipeline.corridor.collect import CollectedDay, Collection, FailedRequest
+from crypto_pipeline.database.rejected_writer import record_rejected
+from crypto_pipeline.errors import CryptoPipelineError
+from crypto_pipeline.orchestration.failures import told_to_dagster
+from crypto_pipeline.orchestration.frames import PartitionedCandles
+from crypto_pipeline.orchestration.partitions import Partition, partitions_of
+from crypto_pipeline.orchestration.resources import CcxtResource, DatabaseResource, LakeResource
+from crypto_pipeline.orchestration.schemas import candles_columns, observation_columns
+
+GROUP: Final = "candles"
+
+
+def build_assets(
+    config: PipelineConfig, partitions: dg.MultiPartitionsDefinition
+) -> list[dg.AssetsDefinition]:
+    """The assets over these partitions."""
+    policy = dg.BackfillPolicy.multi_run(config.backfill.partitions_per_run)
+
+    @dg.asset(
+        partitions_def=partitions,
+        backfill_policy=policy,
+        group_name=GROUP,
+        kinds={"ccxt", "parquet"},
+        metadata={"dagster/column_schema": observation_columns()},
+    )
+    def raw_ohlcv(
+        context: dg.AssetExecutionContext,
+        ccxt: dg.ResourceParam[CcxtResource],
+        lake: dg.ResourceParam[LakeResource],
+        database: dg.ResourceParam[DatabaseResource],
+    ) -> None:
+        """What the exchange answered: every observation of every configured series of a day.
+
+        Asks only for what the partition lacks, and keeps all that ever came.
+        """
+        failures: list[CryptoPipelineError] = []
+        partitions = partitions_of(context.partition_keys)
+        for exchange, days in groupby(partitions, key=lambda partition: partition.exchange):
+            try:
+                _collect(context, exchange, [day for _, day in days], ccxt, lake, database)
+            except CryptoPipelineError as error:
+                failures.append(error)  # the other exchanges of the range are asked all the same
+        for failure in failures[1:]:
+            context.log.error(str(failure))
+        if failures:
+            with told_to_dagster():
+                raise failures[0]
+
+    @dg.asset(
+        partitions_def=partitions,
+        backfill_policy=policy,
+        group_name=GROUP,
+        kinds={"pandera", "parquet"},
+        deps=[raw_ohlcv],
+        io_manager_key="validated_lake",
+        metadata={"dagster/column_schema": candles_columns()},
+    )
+    def validated_ohlcv(
+        context: dg.AssetExecutionContext,
+        lake: dg.ResourceParam[LakeResource],
+        database: dg.ResourceParam[DatabaseResource],
+    ) -> PartitionedCandles:
+        """Conforming candles only; what breaks a rule goes to ``rejected_candles`` with its name."""
+        return PartitionedCandles(_validated(context, lake, database), note=_noting(context))
+
+    @dg.asset(
+        partitions_def=partitions,
+        backfill_policy=policy,
+        group_name=GROUP,
+        kinds={"timescaledb", "postgres"},
+        io_manager_key="timescale",
+        metadata={
+            "dagster/column_schema": candles_columns(),
+            "dagster/table_name": "public.candles",
+        },
+    )
+    def timescale_candles(
+        context: dg.AssetExecutionContext, validated_ohlcv: PartitionedCandles
+    ) -> PartitionedCandles:
+        """Final candles in the hypertable ``candles``, the forming ones in ``live_candles``."""
+        return validated_ohlcv.noted_by(_noting(context))
+
+    return [raw_ohlcv, validated_ohlcv, timescale_candles]
+
+
+def _collect(
+    context: dg.AssetExecutionContext,
+    exchange: str,
+    days: list[date],
+    ccxt: CcxtResource,
+    lake: LakeResource,
+    database: DatabaseResource,
+) -> None:
+    note = _noting(context)
+    config = ccxt.config
+    zone = lake.raw()
+
+    def on_day(day: date, collected: CollectedDay) -> None:
+        context.log.info(
+            f"{exchange} {day}: {collected.rows:,} rows from {collected.requests} requests"
+            + (f", {len(collected.failed)} failed" if collected.failed else "")
+        )
+        note(
+            Partition(exchange, day),
+            {
+                "dagster/partition_row_count": collected.observations,
+                "requests": collected.requests,
+                "rows received": collected.rows,
+                "failed requests": len(collected.failed),
+                **_failed_table(collected.failed),
+                "path": dg.MetadataValue.path(zone.where(exchange, day)),
+            },
+        )
+
+    async def collect() -> None:
+        async with ccxt.open(exchange) as wrapper:
+            with database.raw_locks() as lock:
+                collection = Collection(
+                    exchange=wrapper,
+                    zone=lake.raw(lock),
+                    days=days,
+                    run_id=context.run_id,
+                    reread=config.live.reread,
+                    on_day=on_day,
+                )
+                collected = await collection.run()
+            context.log.info(
+                f"{exchange}: {wrapper.counts.requests} requests, {wrapper.counts.retried} of them"
+                f" again; {len(collected.failed)} failed for good, {collected.not_asked} left out"
+            )
+
+    asyncio.run(collect())
+
+
+def _validated(
+    context: dg.AssetExecutionContext, lake: LakeResource, database: DatabaseResource
+) -> Iterator[tuple[Partition, pd.DataFrame]]:
+    note = _noting(context)
+    zone = lake.raw()
+    with database.connect() as conn:
+        for partition in partitions_of(context.partition_keys):
+            verdict = validate(zone.read(*partition).observations, day=partition.day)
+            record_rejected(
+                conn,
+                verdict.rejected,
+                exchange=partition.exchange,
+                partition_date=partition.day,
+            )
+            note(
+                partition,
+                {
+                    "rejected": len(verdict.rejected),
+                    **{f"rejected: {rule}": n for rule, n in verdict.counts.items()},
+                },
+            )
+            yield partition, verdict.candles
+
+
+def _failed_table(failed: tuple[FailedRequest, ...]) -> dict[str, Any]:
+    """The failed requests as a table; nothing where none failed."""
+    if not failed:
+        return {}
+    records = [
+        dg.TableRecord(
+            {
+                "symbol": entry.request.series.symbol,
+                "timeframe": entry.request.series.timeframe,
+                "error": type(entry.error).__name__,
+                "message": entry.error.message,
+                "a rerun helps": str(entry.error.rerun_helps),
+            }
+        )
+        for entry in failed[:20]
+    ]
+    return {"failures": dg.MetadataValue.table(records)}
+
+
+def _noting(context: dg.AssetExecutionContext) -> Any:
+    def note(partition: Partition, metadata: Mapping[str, Any]) -> None:
+        context.add_asset_metadata(metadata, partition_key=partition.key)
+
+    return note

@@ -1,0 +1,71 @@
+"""All definitions, built fresh from settings and a pipeline file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from crypto_pipeline.exchanges.catalogue import check_exchanges
+from crypto_pipeline.orchestration.assets import build_assets
+from crypto_pipeline.orchestration.checks import build_checks
+from crypto_pipeline.orchestration.io_managers import TimescaleIOManager, ValidatedLakeIOManager
+from crypto_pipeline.orchestration.jobs import build_realtime_job
+from crypto_pipeline.orchestration.partitions import candle_partitions
+from crypto_pipeline.orchestration.resources import (
+    CcxtResource,
+    ClockResource,
+    DatabaseResource,
+    LakeResource,
+)
+from crypto_pipeline.orchestration.schedules import build_schedule
+from crypto_pipeline.settings import Settings, read_settings
+
+
+def build_defs(
+    *, settings: Settings | None = None, resource_overrides: Mapping[str, Any] | None = None
+) -> dg.Definitions:
+    """A fresh ``Definitions``.
+
+    Args:
+        settings: where the pipeline file, the lake and the database are; by default the
+            environment says.
+        resource_overrides: resources to use instead of the ones made here, by key.
+
+    Raises:
+        ConfigError: the pipeline file is wrong.
+    """
+    settings = settings or read_settings()
+    loaded = settings.load_config()
+    config = loaded.pipeline
+    check_exchanges(loaded)
+    lake = LakeResource(settings.lake)
+    database = DatabaseResource(settings.require_database_url)
+    resources = {
+        "ccxt": CcxtResource(config, loaded.secrets),
+        "lake": lake,
+        "database": database,
+        "clock": ClockResource(),
+        **(resource_overrides or {}),
+    }
+    resources.setdefault("validated_lake", ValidatedLakeIOManager(resources["lake"]))
+    resources.setdefault("timescale", TimescaleIOManager(resources["database"]))
+    with warnings.catch_warnings():
+        # Each is pinned in test_upstream_pins.py, which fails when Dagster changes it.
+        for beta in (
+            "Parameter `backfill_policy`",
+            "Specifying a partitions_def on an AssetCheckSpec",
+        ):
+            warnings.filterwarnings("ignore", message=beta)
+        partitions = candle_partitions(config)
+        job = build_realtime_job(partitions)
+        return dg.Definitions(
+            assets=build_assets(config, partitions),
+            asset_checks=build_checks(config, partitions),
+            jobs=[job],  # type: ignore[list-item]
+            schedules=[build_schedule(config, job)],
+            resources=resources,
+            executor=dg.in_process_executor,
+        )

@@ -1,0 +1,259 @@
+"""Asset checks, each judged partition by partition.
+
+What a check asks belongs here; how its results reach Dagster is :mod:`.check_results`' business.
+"""
+
+# No `from __future__ import annotations`: Dagster reads the annotations of decorated functions.
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+from pandera.errors import SchemaErrors
+
+from crypto_pipeline.config.model import PipelineConfig
+from crypto_pipeline.core.candles import KEY
+from crypto_pipeline.core.coverage import Series
+from crypto_pipeline.core.rules import CANDLE_SCHEMA
+from crypto_pipeline.core.timeframes import DAY_MS, day_of, day_start_ms, timeframe_ms, to_ms, utc
+from crypto_pipeline.core.validation import validate
+from crypto_pipeline.database.candle_reader import count_candles
+from crypto_pipeline.orchestration.check_results import Verdict, evaluations
+from crypto_pipeline.orchestration.partitions import Partition
+from crypto_pipeline.orchestration.resources import ClockResource, DatabaseResource, LakeResource
+
+Results = Iterator[dg.AssetCheckEvaluation | dg.Output[None]]
+
+_EXAMPLES = 10
+
+
+def build_checks(
+    config: PipelineConfig, partitions: dg.MultiPartitionsDefinition
+) -> list[dg.AssetChecksDefinition]:
+    """The checks over these partitions."""
+
+    def spec(
+        name: str, asset: str, description: str, *, blocking: bool = False
+    ) -> dg.AssetCheckSpec:
+        return dg.AssetCheckSpec(
+            name, asset=asset, description=description, blocking=blocking, partitions_def=partitions
+        )
+
+    raw_specs = [
+        spec("ohlcv_constraints", "raw_ohlcv", "Every observation keeps the OHLCV rules."),
+        spec("every_request_answered", "raw_ohlcv", "No part of the day failed to be answered."),
+    ]
+    validated_specs = [
+        spec(
+            "candle_schema",
+            "validated_ohlcv",
+            "The candles keep the schema and every rule; nothing is stored where they do not.",
+            blocking=True,
+        )
+    ]
+    stored_specs = [
+        spec(
+            "stored_equals_validated",
+            "timescale_candles",
+            "The table holds each final validated candle of every series.",
+        ),
+        spec(
+            "seconds_behind_now",
+            "timescale_candles",
+            "Today's newest candle of each series is fresh; other days are not judged.",
+        ),
+    ]
+
+    @dg.multi_asset_check(specs=raw_specs, can_subset=True)
+    def raw_checks(
+        context: dg.AssetCheckExecutionContext, lake: dg.ResourceParam[LakeResource]
+    ) -> Results:
+        zone = lake.raw()
+
+        def judge(partition: Partition) -> Mapping[str, Verdict]:
+            raw = zone.read(*partition)
+            return {
+                "ohlcv_constraints": _constraints(raw.observations, partition),
+                "every_request_answered": _answered(raw.coverage.by_series, config, partition),
+            }
+
+        yield from evaluations(context, raw_specs, judge)
+
+    @dg.multi_asset_check(specs=validated_specs, can_subset=True)
+    def validated_checks(
+        context: dg.AssetCheckExecutionContext, lake: dg.ResourceParam[LakeResource]
+    ) -> Results:
+        zone = lake.validated()
+
+        def judge(partition: Partition) -> Mapping[str, Verdict]:
+            return {"candle_schema": _schema(zone.read(*partition))}
+
+        yield from evaluations(context, validated_specs, judge)
+
+    @dg.multi_asset_check(specs=stored_specs, can_subset=True)
+    def timescale_checks(
+        context: dg.AssetCheckExecutionContext,
+        lake: dg.ResourceParam[LakeResource],
+        database: dg.ResourceParam[DatabaseResource],
+        clock: dg.ResourceParam[ClockResource],
+    ) -> Results:
+        zone = lake.validated()
+        with database.connect() as conn:
+
+            def judge(partition: Partition) -> Mapping[str, Verdict]:
+                start = day_start_ms(partition.day)
+                stored = count_candles(
+                    conn, exchange=partition.exchange, start=utc(start), end=utc(start + DAY_MS)
+                )
+                return {
+                    "stored_equals_validated": _stored(stored, zone.read(*partition)),
+                    "seconds_behind_now": _lag(stored, config, partition, clock.now_ms),
+                }
+
+            yield from evaluations(context, stored_specs, judge)
+
+    return [raw_checks, validated_checks, timescale_checks]
+
+
+def _constraints(observations: pd.DataFrame, partition: Partition) -> Verdict:
+    verdict = validate(observations, day=partition.day)
+    if verdict.rejected.empty:
+        return Verdict(
+            passed=True,
+            description=f"All {len(observations):,} observations keep the rules.",
+            metadata={"observations": len(observations), "rejected": 0},
+        )
+    lost = _without_a_candle(verdict.rejected, verdict.candles)
+    examples = [
+        dg.TableRecord({"rule": row.rule, "symbol": str(row.symbol), "message": row.message})
+        for row in verdict.rejected.head(_EXAMPLES).itertuples()
+    ]
+    return Verdict(
+        passed=False,
+        severity=dg.AssetCheckSeverity.ERROR if lost else dg.AssetCheckSeverity.WARN,
+        description=f"{len(verdict.rejected):,} of {len(observations):,} observations were refused;"
+        f" {lost} candles have no conforming observation.",
+        metadata={
+            "observations": len(observations),
+            "rejected": len(verdict.rejected),
+            "candles lost": lost,
+            **{f"rejected: {rule}": count for rule, count in verdict.counts.items()},
+            "examples": dg.MetadataValue.table(examples),
+        },
+    )
+
+
+def _without_a_candle(rejected: pd.DataFrame, candles: pd.DataFrame) -> int:
+    """Refused candles, named by a time on the grid, that no other observation gave."""
+    named = rejected[
+        ~rejected["rule"].isin(["open_time_invalid", "off_grid", "outside_partition", "in_future"])
+    ]
+    refused = pd.MultiIndex.from_frame(named[list(KEY)].astype({"symbol": str, "timeframe": str}))
+    given = pd.MultiIndex.from_frame(candles[list(KEY)].astype({"symbol": str, "timeframe": str}))
+    return len(refused.unique().difference(given))
+
+
+def _answered(
+    coverage: Mapping[Series, Any], config: PipelineConfig, partition: Partition
+) -> Verdict:
+    exchange = config.exchanges[partition.exchange]
+    if partition.day < exchange.start:
+        return Verdict(
+            passed=True, description=f"History of {partition.exchange} starts {exchange.start}."
+        )
+    never = [series for series in exchange.series if series not in coverage]
+    failed = {series: coverage[series].failures for series in exchange.series if series in coverage}
+    records = [
+        dg.TableRecord(
+            {
+                "symbol": series.symbol,
+                "timeframe": series.timeframe,
+                "from": utc(failure.start).isoformat(),
+                "to": utc(failure.end).isoformat(),
+                "attempts": failure.attempts,
+                "error": failure.error,
+            }
+        )
+        for series, failures in failed.items()
+        for failure in failures
+    ]
+    silent = sum(1 for failures in failed.values() if failures)
+    return Verdict(
+        passed=not never and not records,
+        description="Every request was answered."
+        if not never and not records
+        else f"{silent} series have unanswered parts, {len(never)} were never answered.",
+        metadata={
+            "series": len(exchange.series),
+            "series with unanswered parts": silent,
+            "series never answered": len(never),
+            **({"failures": dg.MetadataValue.table(records[:_EXAMPLES])} if records else {}),
+        },
+    )
+
+
+def _schema(candles: pd.DataFrame | None) -> Verdict:
+    if candles is None:
+        return Verdict(passed=False, description="The partition was never validated.")
+    try:
+        CANDLE_SCHEMA.validate(candles, lazy=True)
+    except SchemaErrors as errors:
+        broken = errors.failure_cases["check"].astype(str).value_counts()
+        return Verdict(
+            passed=False,
+            description=f"{int(broken.sum())} breaches of {', '.join(broken.index)}.",
+            metadata={f"broken: {name}": int(count) for name, count in broken.items()},
+        )
+    return Verdict(
+        passed=True,
+        description=f"{len(candles):,} candles keep the schema.",
+        metadata={"candles": len(candles)},
+    )
+
+
+def _stored(stored: pd.DataFrame, candles: pd.DataFrame | None) -> Verdict:
+    if candles is None:
+        return Verdict(passed=False, description="The partition was never validated.")
+    final = candles[candles["final"]].astype({"symbol": str, "timeframe": str})
+    expected = final.groupby(["symbol", "timeframe"], sort=True).size().rename("validated")
+    counted = stored.astype({"symbol": str, "timeframe": str}).set_index(["symbol", "timeframe"])
+    both = pd.concat([expected, counted["count"].rename("stored")], axis=1).fillna(0).astype(int)
+    short = both[both["stored"] != both["validated"]]
+    return Verdict(
+        passed=short.empty,
+        description=f"{int(both['stored'].sum()):,} stored, {int(both['validated'].sum()):,}"
+        f" validated; {len(short)} of {len(both)} series differ.",
+        metadata={
+            "stored": int(both["stored"].sum()),
+            "validated": int(both["validated"].sum()),
+            "series that differ": len(short),
+        },
+    )
+
+
+def _lag(stored: pd.DataFrame, config: PipelineConfig, partition: Partition, now: int) -> Verdict:
+    if day_of(now) != partition.day:
+        return Verdict(passed=True, description="Not today's partition.")
+    start = day_start_ms(partition.day)
+    closed = {
+        Series(str(row.symbol), str(row.timeframe)): to_ms(row.last)
+        + timeframe_ms(str(row.timeframe))
+        for row in stored.itertuples()
+    }
+    behind = {
+        series: (now - closed.get(series, start)) / 1_000
+        for series in config.exchanges[partition.exchange].series
+    }
+    late = {
+        series: seconds
+        for series, seconds in behind.items()
+        if seconds > timeframe_ms(series.timeframe) / 1_000 + config.live.max_lag_seconds
+    }
+    worst = max(behind, key=lambda series: behind[series])
+    return Verdict(
+        passed=not late,
+        description=f"{worst.symbol} {worst.timeframe} is {behind[worst]:.0f} s behind now, the most"
+        f" of {len(behind)} series; {len(late)} are later than they may be.",
+        metadata={"seconds behind now": float(behind[worst]), "series too late": len(late)},
+    )

@@ -1,0 +1,38 @@
+"""What travels between assets: candles of many partitions, one partition in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from crypto_pipeline.orchestration.partitions import Partition
+
+#: Adds metadata to one partition's materialization.
+Note = Callable[[Partition, Mapping[str, Any]], None]
+
+
+class PartitionedCandles:
+    """Candle frames by partition, produced as they are asked for; iterate once.
+
+    Args:
+        frames: the partitions and their candles (columns of ``CANDLE_DTYPES``).
+        note: where an IO manager puts what it did to each partition.
+    """
+
+    def __init__(
+        self,
+        frames: Iterable[tuple[Partition, pd.DataFrame]],
+        *,
+        note: Note = lambda partition, metadata: None,
+    ) -> None:
+        self._frames = frames
+        self.note = note
+
+    def __iter__(self) -> Iterator[tuple[Partition, pd.DataFrame]]:
+        return iter(self._frames)
+
+    def noted_by(self, note: Note) -> PartitionedCandles:
+        """The same frames, on their way into an asset that notes what becomes of them."""
+        return PartitionedCandles(self._frames, note=note)

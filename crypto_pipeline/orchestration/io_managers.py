@@ -1,0 +1,106 @@
+"""IO managers: validated candles ↔ lake, candles → TimescaleDB.
+
+``raw_ohlcv`` has none: it is merged into, window by window while a run goes on, and a run that
+dies half-way must leave what it got; an IO manager replaces what an asset returns at its end.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+import pandas as pd
+
+from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
+from crypto_pipeline.database.candle_writer import replace_live_candles, upsert_candles
+from crypto_pipeline.database.tables import CANDLES
+from crypto_pipeline.errors import LakeError
+from crypto_pipeline.orchestration.failures import told_to_dagster
+from crypto_pipeline.orchestration.frames import PartitionedCandles
+from crypto_pipeline.orchestration.partitions import Partition, partitions_of
+from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
+
+
+class ValidatedLakeIOManager(dg.IOManager):
+    """One Parquet file a partition, replaced as a whole; loaded one partition at a time."""
+
+    def __init__(self, lake: LakeResource) -> None:
+        self._zone = lake.validated()
+
+    def handle_output(self, context: dg.OutputContext, obj: PartitionedCandles) -> None:
+        """Write each partition as it comes."""
+        with told_to_dagster():
+            for partition, candles in obj:
+                self._zone.write(*partition, candles)
+                obj.note(
+                    partition,
+                    {
+                        "dagster/partition_row_count": len(candles),
+                        "path": dg.MetadataValue.path(self._zone.where(*partition)),
+                    },
+                )
+
+    def load_input(self, context: dg.InputContext) -> PartitionedCandles:
+        """The partitions of the downstream run, read when iterated."""
+        return PartitionedCandles(
+            (partition, self._read(partition))
+            for partition in partitions_of(context.asset_partition_keys)
+        )
+
+    def _read(self, partition: Partition) -> pd.DataFrame:
+        candles = self._zone.read(*partition)
+        if candles is None:
+            raise LakeError(
+                f"{self._zone.where(*partition)} is missing: {partition.key} was never validated.",
+                hint="materialize validated_ohlcv for this partition first.",
+            )
+        return candles
+
+
+class TimescaleIOManager(dg.IOManager):
+    """Final candles upserted into the hypertable ``candles``, forming ones into ``live_candles``.
+
+    One partition is one transaction; storing it again changes nothing that is already there.
+    """
+
+    def __init__(self, database: DatabaseResource) -> None:
+        self._database = database
+
+    def handle_output(self, context: dg.OutputContext, obj: PartitionedCandles) -> None:
+        """Store each partition as it comes."""
+        with told_to_dagster(), self._database.connect() as conn:
+            for partition, candles in obj:
+                start = day_start_ms(partition.day)
+                final = candles[candles["final"]]
+                written = upsert_candles(
+                    conn,
+                    final,
+                    exchange=partition.exchange,
+                    start=utc(start),
+                    end=utc(start + DAY_MS),
+                )
+                forming = replace_live_candles(
+                    conn, candles[~candles["final"]], exchange=partition.exchange
+                )
+                obj.note(
+                    partition,
+                    {
+                        "dagster/partition_row_count": len(final),
+                        "inserted": written.inserted,
+                        "changed": written.changed,
+                        "unchanged": written.unchanged,
+                        "forming": forming,
+                        "query": dg.MetadataValue.text(_query(partition.exchange, start)),
+                    },
+                )
+
+    def load_input(self, context: dg.InputContext) -> object:
+        """Not offered: read ``candles`` with SQL."""
+        raise NotImplementedError("nothing in this project loads timescale_candles; use SQL")
+
+
+def _query(exchange: str, start: int) -> str:
+    """The statement that shows a partition's rows, to paste into psql (shown, never executed)."""
+    return (
+        f"SELECT * FROM {CANDLES.name} WHERE exchange = '{exchange}'"  # noqa: S608 - shown only
+        f" AND open_time >= '{utc(start).isoformat()}'"
+        f" AND open_time < '{utc(start + DAY_MS).isoformat()}' ORDER BY symbol, timeframe, open_time"
+    )
