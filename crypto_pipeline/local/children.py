@@ -1,0 +1,120 @@
+"""Child processes a command runs and answers for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import psutil
+
+from crypto_pipeline.errors import LocalServiceError
+
+_STOP_SECONDS: Final = 20.0
+
+
+def run_in_foreground(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command to its end; its exit status, 128 + n if signal n ended it.
+
+    Ctrl-C reaches the child through the terminal; SIGTERM is passed on. We stay until it has ended.
+
+    Raises:
+        LocalServiceError: there is no such program.
+    """
+    with (
+        subprocess.Popen(
+            [_program(command[0], environment), *command[1:]], env=environment
+        ) as child,
+        _signals_passed_to(child),
+    ):
+        status = child.wait()
+    return status if status >= 0 else 128 - status
+
+
+@contextmanager
+def running_group(
+    command: Sequence[str], environment: Mapping[str, str], *, output: Path | None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program that has children of its own, and end all of them afterwards.
+
+    It gets a session of its own, so Ctrl-C in our terminal reaches only us and we stop it in order;
+    and SIGINT as it should be: a background job of a script inherits it ignored, and ``dagster dev``
+    then never stops.
+
+    Args:
+        command: program and arguments.
+        environment: its whole environment.
+        output: file its output is added to; None for ours.
+    """
+    sink = None if output is None else output.open("ab")
+    try:
+        with subprocess.Popen(
+            [_program(command[0], environment), *command[1:]],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+            preexec_fn=_default_interrupt,  # noqa: PLW1509 - sets a signal handler, no lock is taken
+        ) as child:
+            try:
+                yield child
+            finally:
+                _end_group(child)
+    finally:
+        if sink is not None:
+            sink.close()
+
+
+def _default_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _program(name: str, environment: Mapping[str, str]) -> str:
+    found = shutil.which(name, path=environment.get("PATH"))
+    if found is None:
+        raise LocalServiceError(
+            f"There is no program {name!r} on the PATH.", hint="see to its name."
+        )
+    return found
+
+
+@contextmanager
+def _signals_passed_to(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        del frame
+        with suppress(ProcessLookupError):
+            child.send_signal(number)
+
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_group(leader: subprocess.Popen[bytes]) -> None:
+    """Ask the leader to stop, then its descendants, then end whatever is left of the session."""
+    with suppress(psutil.NoSuchProcess):
+        family = psutil.Process(leader.pid).children(recursive=True)
+        if leader.poll() is None:
+            leader.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                leader.wait(_STOP_SECONDS)
+        left = [process for process in family if process.is_running()]
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        psutil.wait_procs(left, timeout=5)
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)
