@@ -1,14 +1,17 @@
-"""What ccxt knows without asking anyone: exchanges and their timeframes."""
+"""Whether the configured exchanges, timeframes and symbols exist, before anything starts."""
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from collections.abc import Iterator
 
 import ccxt.async_support
 
 from crypto_pipeline.config.load import LoadedConfig
-from crypto_pipeline.errors import ConfigError
+from crypto_pipeline.config.model import RetryConfig
+from crypto_pipeline.errors import ConfigError, ExchangeError
+from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
 
 
 def check_exchanges(config: LoadedConfig) -> None:
@@ -41,3 +44,45 @@ def _mistakes(config: LoadedConfig) -> Iterator[str]:
                     f"{where}.timeframes: {exchange.ccxt_id} has no timeframe {timeframe!r}."
                     f" Allowed: {', '.join(served)}."
                 )
+
+
+async def check_symbols(config: LoadedConfig, *, patience_seconds: float = 10.0) -> list[str]:
+    """Ask every exchange whether it lists the configured symbols.
+
+    Returns:
+        A sentence for each exchange that could not be asked.
+
+    Raises:
+        ConfigError: one line a symbol that an exchange does not list.
+    """
+    answers = await asyncio.gather(
+        *(_unlisted(config, key, patience_seconds) for key in config.pipeline.exchanges)
+    )
+    mistakes = [line for lines, _ in answers for line in lines]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return [reason for _, reason in answers if reason is not None]
+
+
+async def _unlisted(
+    config: LoadedConfig, key: str, patience_seconds: float
+) -> tuple[list[str], str | None]:
+    exchange = config.pipeline.exchanges[key].model_copy(
+        update={"retry": RetryConfig(attempts=1), "timeout_seconds": patience_seconds}
+    )
+    async with ExchangeWrapper(key=key, config=exchange, secrets=config.secrets) as wrapper:
+        try:
+            await wrapper.load_markets()
+        except ExchangeError as error:
+            return [], f"{key} cannot be asked for its symbols now: {error.message}"
+        listed = wrapper.symbols
+    lines = []
+    for symbol in exchange.symbols:
+        if symbol not in listed:
+            close = difflib.get_close_matches(symbol, listed, n=3)
+            guess = f" Did you mean {' or '.join(close)}?" if close else ""
+            lines.append(
+                f"{config.path}: exchanges.{key}.symbols: {exchange.ccxt_id} lists no {symbol!r}"
+                f" among its {len(listed)} markets.{guess}"
+            )
+    return lines, None

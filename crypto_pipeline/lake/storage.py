@@ -64,6 +64,19 @@ class LakeStorage:
                 rerun_helps=True,
             ) from error
 
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there.
+
+        Raises:
+            LakeError: it cannot be removed.
+        """
+        try:
+            self._fs.rm_file(self._path(name))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise LakeError(f"{self.where(name)} cannot be removed: {error}.") from error
+
     def where(self, name: str) -> str:
         """The file's full address, for metadata and messages."""
         return (

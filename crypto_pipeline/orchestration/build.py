@@ -12,7 +12,7 @@ from crypto_pipeline.exchanges.catalogue import check_exchanges
 from crypto_pipeline.orchestration.assets import build_assets
 from crypto_pipeline.orchestration.checks import build_checks
 from crypto_pipeline.orchestration.io_managers import TimescaleIOManager, ValidatedLakeIOManager
-from crypto_pipeline.orchestration.jobs import build_realtime_job
+from crypto_pipeline.orchestration.jobs import build_ohlcv_job
 from crypto_pipeline.orchestration.partitions import candle_partitions
 from crypto_pipeline.orchestration.resources import (
     CcxtResource,
@@ -25,7 +25,10 @@ from crypto_pipeline.settings import Settings, read_settings
 
 
 def build_defs(
-    *, settings: Settings | None = None, resource_overrides: Mapping[str, Any] | None = None
+    *,
+    settings: Settings | None = None,
+    resource_overrides: Mapping[str, Any] | None = None,
+    loggers: Mapping[str, dg.LoggerDefinition] | None = None,
 ) -> dg.Definitions:
     """A fresh ``Definitions``.
 
@@ -33,6 +36,7 @@ def build_defs(
         settings: where the pipeline file, the lake and the database are; by default the
             environment says.
         resource_overrides: resources to use instead of the ones made here, by key.
+        loggers: further loggers runs can choose.
 
     Raises:
         ConfigError: the pipeline file is wrong.
@@ -60,12 +64,13 @@ def build_defs(
         ):
             warnings.filterwarnings("ignore", message=beta)
         partitions = candle_partitions(config)
-        job = build_realtime_job(partitions)
+        job = build_ohlcv_job(partitions)
         return dg.Definitions(
             assets=build_assets(config, partitions),
             asset_checks=build_checks(config, partitions),
             jobs=[job],  # type: ignore[list-item]
             schedules=[build_schedule(config, job)],
             resources=resources,
+            loggers=loggers,
             executor=dg.in_process_executor,
         )

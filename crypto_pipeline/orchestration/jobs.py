@@ -1,4 +1,4 @@
-"""Jobs: what the schedule runs."""
+"""Jobs: what the schedule and `crypto-pipeline backfill` run."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from typing import Final
 
 import dagster as dg
 
-REALTIME: Final = "realtime_ohlcv_job"
+OHLCV_JOB: Final = "ohlcv_job"
 
 
-def build_realtime_job(partitions: dg.MultiPartitionsDefinition) -> object:
-    """All assets and checks of one partition, in one process: a process a step would cost seconds."""
+def build_ohlcv_job(partitions: dg.MultiPartitionsDefinition) -> object:
+    """All assets and checks of a partition or a range, in one process: one a step costs seconds."""
     return dg.define_asset_job(
-        REALTIME,
+        OHLCV_JOB,
         selection=dg.AssetSelection.all(),
         partitions_def=partitions,
         executor_def=dg.in_process_executor,
-        description="One exchange's day: ask for what is new, validate, store.",
-        tags={"dagster/priority": "10"},
+        description="Ask for what a partition lacks, validate, store.",
     )

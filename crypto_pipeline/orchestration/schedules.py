@@ -60,6 +60,7 @@ def build_schedule(config: PipelineConfig, job: object) -> dg.ScheduleDefinition
                     partition_key=partition_key(exchange, day),
                     tags={
                         EXCHANGE_TAG: exchange,
+                        "dagster/priority": "10",  # before any backfill's runs
                         "dagster/max_runtime": str(LONGEST_RUN_SECONDS),
                     },
                 )

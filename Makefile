@@ -1,0 +1,46 @@
+# Each target sets up what it needs; a second call sets up nothing. docs/development.md says more.
+PORT ?= 3000
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: install demo run test check lint types bench lock clean
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/crypto-pipeline up --demo --port $(PORT)
+
+run: install
+	$(BIN)/crypto-pipeline up --port $(PORT)
+
+test: install
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+types: install
+	$(BIN)/mypy
+
+check: lint types test
+	$(BIN)/crypto-pipeline exec -- dagster definitions validate
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+# Needs uv; every other target installs what this wrote.
+lock:
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --quiet --output-file requirements.lock
+
+clean:
+	rm -rf .venv .crypto_pipeline build dist *.egg-info

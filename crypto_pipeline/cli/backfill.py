@@ -1,0 +1,43 @@
+"""``crypto-pipeline backfill``: the UI's range runs, here, one after the other."""
+
+from __future__ import annotations
+
+import sys
+from datetime import date
+
+import click
+
+from crypto_pipeline.cli.common import UtcDay, checked_config, known_exchange, say, settings_with
+from crypto_pipeline.errors import ConfigError
+
+
+@click.command("backfill")
+@click.argument("exchange")
+@click.argument("start", type=UtcDay())
+@click.argument("end", type=UtcDay())
+def command(exchange: str, start: date, end: date) -> None:
+    """Collect the UTC days START to END (included; `today` is allowed) of EXCHANGE.
+
+    The same range runs as a backfill launched in the UI, recorded on the same Dagster instance, run
+    here one after the other. Exit status 1 if a partition is not complete.
+    """
+    from crypto_pipeline.cli.environment import shared_environment
+    from crypto_pipeline.local.children import run_in_foreground
+
+    settings = settings_with(None)
+    loaded = checked_config(settings)
+    first = loaded.pipeline.exchanges[known_exchange(loaded, exchange)].start
+    if end < start:
+        raise click.UsageError(f"END {end} is before START {start}.")
+    if start < first:
+        raise ConfigError(
+            f"{loaded.path}: exchanges.{exchange}.start is {first}, after {start}.",
+            hint="set an earlier start to collect earlier days.",
+        )
+    chunk_days = loaded.pipeline.database.chunk_days
+    with shared_environment(settings, chunk_days=chunk_days, log=say) as environment:
+        # A process of its own: Dagster finds its instance by environment variables.
+        module = "crypto_pipeline.orchestration.backfill"
+        days = [start.isoformat(), end.isoformat()]
+        status = run_in_foreground([sys.executable, "-m", module, exchange, *days], environment)
+    sys.exit(status)

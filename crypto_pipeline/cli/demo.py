@@ -1,0 +1,86 @@
+"""What ``up --demo`` adds: simulated exchanges, a pipeline file for them, a first backfill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from crypto_pipeline.config.load import LoadedConfig
+from crypto_pipeline.settings import CONFIG, SIMULATOR_URL, Settings
+from crypto_pipeline.simulator import SimulatorConfig, running_simulator
+
+HISTORY_DAYS: Final = 3
+
+_SYMBOLS: Final = {
+    "binance": ("binance", ["BTC/USDT", "ETH/USDT", "SOL/USDT"]),
+    "kraken": ("kraken", ["BTC/USD", "ETH/USD"]),
+    "coinbaseexchange": ("coinbaseexchange", ["BTC/USD", "ETH/USD"]),
+}
+
+_PIPELINE: Final = """\
+# Written by `crypto-pipeline up --demo`: exchanges that the simulator plays, on this machine.
+exchanges:
+  binance:
+    symbols: ["BTC/USDT", "ETH/USDT", "SOL/USDT"]
+    timeframes: ["1m", "1h"]
+    start: {start}
+    ccxt: {{urls: {{api: {{public: "${{{simulator}}}/binance/api/v3"}}}}}}
+  kraken:
+    symbols: ["BTC/USD", "ETH/USD"]
+    start: {start}
+    ccxt: {{urls: {{api: {{public: "${{{simulator}}}/kraken"}}}}}}
+    habits: {{history: null}}   # the real one serves the newest 720 candles only
+  coinbaseexchange:
+    symbols: ["BTC/USD", "ETH/USD"]
+    start: {start}
+    ccxt: {{urls: {{api: {{public: "${{{simulator}}}/coinbaseexchange"}}}}}}
+"""
+
+
+@contextmanager
+def demo_settings(settings: Settings) -> Iterator[Settings]:
+    """Settings of the demo, while its simulator runs.
+
+    Raises:
+        LocalServiceError: the simulator does not start.
+    """
+    config = SimulatorConfig.for_pipeline(_SYMBOLS)
+    kraken = config.exchanges["kraken"].model_copy(update={"history_limit": 0})
+    config = config.model_copy(update={"exchanges": {**config.exchanges, "kraken": kraken}})
+    with running_simulator(config) as simulator:
+        path = _pipeline_file(settings.home)
+        yield replace(
+            settings,
+            config_path=path,
+            environment={
+                **settings.environment,
+                SIMULATOR_URL: simulator.base_url,
+                CONFIG: str(path),
+            },
+        )
+
+
+def _pipeline_file(home: Path) -> Path:
+    """The demo's pipeline file, written once: the first day of history must not move."""
+    path = home / "demo.yaml"
+    if not path.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        start = datetime.now(UTC).date() - timedelta(days=HISTORY_DAYS)
+        path.write_text(_PIPELINE.format(start=start, simulator=SIMULATOR_URL), encoding="utf-8")
+    return path
+
+
+def history_partitions(loaded: LoadedConfig) -> Sequence[str]:
+    """The partitions before today, exchange by exchange."""
+    from crypto_pipeline.orchestration.partitions import partition_key
+
+    today = datetime.now(UTC).date()
+    return [
+        partition_key(key, exchange.start + timedelta(days=day))
+        for key, exchange in loaded.pipeline.exchanges.items()
+        for day in range((today - exchange.start).days)
+    ]

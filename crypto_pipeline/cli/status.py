@@ -1,0 +1,88 @@
+"""``crypto-pipeline status``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from crypto_pipeline.cli.common import say, settings_with
+from crypto_pipeline.config.load import LoadedConfig
+from crypto_pipeline.core.timeframes import timeframe_ms
+
+
+@click.command("status")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(as_json: bool) -> None:  # noqa: FBT001 - click's way
+    """Show per series: first and last candle, candles stored, missing between them, seconds behind.
+
+    Missing are the candles that the time between the first and the last one has room for and that
+    are not stored.
+    """
+    from crypto_pipeline.cli.environment import shared_environment
+    from crypto_pipeline.database.connection import connect
+    from crypto_pipeline.settings import DATABASE_URL
+
+    settings = settings_with(None)
+    loaded = settings.load_config()
+    with (
+        shared_environment(settings, log=say) as environment,
+        connect(environment[DATABASE_URL]) as conn,
+    ):
+        rows = list(_rows(conn, loaded, datetime.now(UTC)))
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        _print(rows)
+
+
+def _rows(conn: Any, loaded: LoadedConfig, now: datetime) -> Iterator[dict[str, Any]]:
+    from crypto_pipeline.database.overview import series_overview
+
+    for exchange, config in loaded.pipeline.exchanges.items():
+        for series in series_overview(conn, exchange=exchange, series=config.series):
+            length = timedelta(milliseconds=timeframe_ms(series.timeframe))
+            room = (
+                0
+                if series.first is None or series.last is None
+                else (series.last - series.first) // length + 1
+            )
+            yield {
+                "exchange": exchange,
+                "symbol": series.symbol,
+                "timeframe": series.timeframe,
+                "first": None if series.first is None else series.first.isoformat(),
+                "last": None if series.last is None else series.last.isoformat(),
+                "candles": series.candles,
+                "missing": room - series.candles,
+                "seconds_behind": None
+                if series.last is None
+                else round((now - series.last - length).total_seconds(), 1),
+            }
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for name in rows[0]:
+        numeric = name in ("candles", "missing", "seconds_behind")
+        table.add_column(
+            name.replace("_", " "), justify="right" if numeric else "left", no_wrap=True
+        )
+    for row in rows:
+        table.add_row(
+            *(
+                "–"
+                if value is None
+                else f"{value:,}"
+                if isinstance(value, int | float)
+                else value.replace("+00:00", "Z")
+                for value in row.values()
+            )
+        )
+    Console(width=160).print(table)
