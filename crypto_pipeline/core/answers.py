@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -97,8 +97,8 @@ def observations_of_all(answers: Sequence[Answer], *, run_id: str, settle_ms: in
         return empty_observations()
     sizes = [len(open_time) for open_time, _, _ in parsed]
 
-    def each(values: Sequence[int]) -> npt.NDArray[np.int64]:
-        return np.repeat(np.array(values, np.int64), sizes)
+    def each(values: Sequence[int], dtype: type[np.signedinteger[Any]] = np.int64) -> Any:
+        return np.repeat(np.array(values, dtype), sizes)
 
     def names(values: Sequence[str]) -> pd.Categorical:
         codes, categories = pd.factorize(np.array(values, dtype=object))
@@ -120,7 +120,7 @@ def observations_of_all(answers: Sequence[Answer], *, run_id: str, settle_ms: in
         "fetched_at": _utc_times(each([answer.fetched_at for answer in answers])),
         "run_id": names([run_id] * len(answers)),
         "source": names([answer.source for answer in answers]),
-        "clock_offset_ms": each([answer.clock_offset_ms for answer in answers]).astype(np.int32),
+        "clock_offset_ms": each([answer.clock_offset_ms for answer in answers]),
         "received": pd.array([text for _, _, texts in parsed for text in texts], dtype="str"),
     }
     return pd.DataFrame({name: columns[name] for name in OBSERVATION_DTYPES})
@@ -165,11 +165,10 @@ def _columns(rows: Sequence[object], layout: Layout) -> _Columns:
 
 def _whole_numbers(column: tuple[object, ...]) -> npt.NDArray[np.int64]:
     """A column of integers or of their decimal text; ValueError if any cell is something else."""
+    kinds = set(map(type, column))
     array = pa.array(column)
-    if set(map(type, column)) == {str}:
-        if not pc.all(pc.ascii_is_decimal(array)).as_py():  # the cast would take 0x10 for 16
-            raise ValueError("not a column of integers")
-    elif set(map(type, column)) != {int}:
+    # The cast alone would take 0x10 for 16.
+    if kinds != {int} and (kinds != {str} or not pc.all(pc.ascii_is_decimal(array)).as_py()):
         raise ValueError("not a column of integers")
     return np.asarray(pc.cast(array, pa.int64()))
 

@@ -12,8 +12,10 @@ Three frames travel the corridor, each with the columns of the one before it:
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 PRICES: Final = ("open", "high", "low", "close")
@@ -37,7 +39,7 @@ CANDLE_DTYPES: Final[dict[str, object]] = {
     "fetched_at": TIME_DTYPE,  # our clock, when the answer came
     "run_id": "category",
     "source": "category",  # ohlcv: the candle endpoint
-    "clock_offset_ms": "int32",  # the exchange's clock minus ours at that moment
+    "clock_offset_ms": "int64",  # the exchange's clock minus ours at that moment
 }
 
 #: One observation. ``received``: the row as JSON where it is more than its six numbers can say.
@@ -76,3 +78,9 @@ def concat(frames: list[pd.DataFrame], dtypes: dict[str, object]) -> pd.DataFram
         else:
             columns[name] = pd.concat(parts, ignore_index=True)
     return pd.DataFrame(columns)
+
+
+def ranks(names: pd.Series[Any]) -> npt.NDArray[np.int64]:
+    """A category column as numbers that sort as its names do, whatever order its categories have."""
+    categories = np.array(names.cat.categories, dtype=object)
+    return np.argsort(np.argsort(categories))[names.cat.codes.to_numpy()]

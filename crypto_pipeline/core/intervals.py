@@ -7,7 +7,8 @@ here takes any iterable and returns such a set, so that two equal sets compare e
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from operator import index
+from typing import NamedTuple, SupportsIndex
 
 
 class Interval(NamedTuple):
@@ -17,7 +18,7 @@ class Interval(NamedTuple):
     end: int
 
     def __contains__(self, time_ms: object) -> bool:
-        return isinstance(time_ms, int) and self.start <= time_ms < self.end
+        return isinstance(time_ms, SupportsIndex) and self.start <= index(time_ms) < self.end
 
 
 Intervals = tuple[Interval, ...]
@@ -45,12 +46,14 @@ def subtract(wanted: Iterable[tuple[int, int]], covered: Iterable[tuple[int, int
         while position < len(holes) and holes[position].end <= start:
             position += 1
         cursor = start
-        for hole in holes[position:]:
-            if hole.start >= end:
-                break
+        while position < len(holes) and holes[position].start < end:
+            hole = holes[position]
             if cursor < hole.start:
                 left.append(Interval(cursor, hole.start))
-            cursor = max(cursor, hole.end)
+            cursor = hole.end
+            if hole.end > end:  # it may reach into the next one, too
+                break
+            position += 1
         if cursor < end:
             left.append(Interval(cursor, end))
     return tuple(left)

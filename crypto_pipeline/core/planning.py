@@ -6,7 +6,7 @@ less what is settled, packed into the fewest windows of at most a page.
 
 from __future__ import annotations
 
-from crypto_pipeline.core.intervals import Interval, Intervals, intersect, subtract
+from crypto_pipeline.core.intervals import Interval, Intervals, subtract
 from crypto_pipeline.core.timeframes import timeframe_ms
 
 
@@ -42,18 +42,17 @@ def plan_windows(
     if reread and missing[-1].end == forming + length:
         again = Interval(missing[-1].start - reread * length, missing[-1].start)
         missing = list(subtract([asked], subtract(settled, [again])))
-    return _packed(missing, span=page * length, asked=asked)
+    return _packed(missing, span=page * length)
 
 
-def _packed(missing: list[Interval], *, span: int, asked: Interval) -> list[Interval]:
+def _packed(missing: list[Interval], *, span: int) -> list[Interval]:
     """The fewest windows no longer than ``span`` that cover the intervals, oldest first."""
     windows: list[Interval] = []
-    cursor = asked.start
-    for hole in missing:
-        cursor = max(cursor, hole.start)
-        while cursor < hole.end:
-            reach = Interval(cursor, cursor + span)
-            inside = intersect(missing, reach)
-            windows.append(Interval(cursor, inside[-1].end))
-            cursor = reach.end
+    full = missing[0].start  # where the last window can reach no further
+    for start, end in missing:
+        if start < full:  # settled candles between two holes of one window are asked for with it
+            windows[-1] = Interval(windows[-1].start, min(end, full))
+        for cursor in range(max(start, full), end, span):
+            full = cursor + span
+            windows.append(Interval(cursor, min(end, full)))
     return windows

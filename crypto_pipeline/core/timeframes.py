@@ -7,13 +7,14 @@ daily partition, so ``1w`` and ``1M`` do not belong here.
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 MINUTE_MS = 60_000
 DAY_MS = 86_400_000
 
 _UNIT_MS = {"s": 1_000, "m": MINUTE_MS, "h": 3_600_000, "d": DAY_MS}
-_TIMEFRAME = re.compile(r"([1-9]\d{0,4})([smhd])")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TIMEFRAME = re.compile(r"([1-9][0-9]{0,4})([smhd])")
 
 
 def timeframe_ms(timeframe: str) -> int:
@@ -43,7 +44,7 @@ def day_of(time_ms: int) -> date:
 
 def utc(time_ms: int) -> datetime:
     """An instant as an aware datetime."""
-    return datetime.fromtimestamp(time_ms / 1_000, UTC)
+    return _EPOCH + timedelta(milliseconds=time_ms)
 
 
 def to_ms(time: datetime) -> int:
@@ -54,4 +55,4 @@ def to_ms(time: datetime) -> int:
     """
     if time.tzinfo is None:
         raise ValueError(f"{time!r} has no time zone")
-    return round(time.timestamp() * 1_000)
+    return (time - _EPOCH) // timedelta(milliseconds=1)

@@ -14,16 +14,17 @@ import numpy.typing as npt
 import pandas as pd
 
 from crypto_pipeline.core.answers import as_received
-from crypto_pipeline.core.candles import VALUES, as_candles
+from crypto_pipeline.core.candles import VALUES, as_candles, ranks
 from crypto_pipeline.core.rules import (
     DUPLICATE,
+    NO_TIME,
     RULE_DEMANDS,
     RULES,
     columns_of,
     first_broken,
     times_ms,
 )
-from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
+from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
 
 
 @dataclass(frozen=True)
@@ -64,61 +65,59 @@ def _resolve(
     observations: pd.DataFrame, kept: npt.NDArray[np.intp], day_start: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Positions of the newest answer's row of each candle in key order, and of duplicates."""
-    if not len(kept):
-        return kept, kept
-    symbol = observations["symbol"].cat
-    timeframe = observations["timeframe"].cat
-    by_name = [np.argsort(np.argsort(list(names.categories))) for names in (symbol, timeframe)]
-    series = by_name[0][symbol.codes.to_numpy()[kept]] * len(timeframe.categories)
-    series += by_name[1][timeframe.codes.to_numpy()[kept]]
-    candle = series * DAY_MS + (times_ms(observations["open_time"])[kept] - day_start)
+    symbol, timeframe = ranks(observations["symbol"]), ranks(observations["timeframe"])
+    series = symbol * len(observations["timeframe"].cat.categories) + timeframe
+    candle = (series * DAY_MS + times_ms(observations["open_time"]) - day_start)[kept]
     fetched = times_ms(observations["fetched_at"])[kept]
-    run = observations["run_id"].cat.codes.to_numpy()[kept]
+    run = ranks(observations["run_id"])[kept]
 
-    order = np.lexsort((fetched, candle))  # stable: rows of one answer stay in the order they came
+    # Stable: rows of one answer stay in the order they came.
+    order = np.lexsort((run, fetched, candle))
     candle, fetched, run = candle[order], fetched[order], run[order]
+    same = candle[1:] == candle[:-1]
     again = np.zeros(len(order), np.bool_)
-    again[1:] = (candle[1:] == candle[:-1]) & (fetched[1:] == fetched[:-1]) & (run[1:] == run[:-1])
+    again[1:] = same & (fetched[1:] == fetched[:-1]) & (run[1:] == run[:-1])
     duplicated = kept[order[again]]
     candle, order = candle[~again], order[~again]
     last = np.ones(len(candle), np.bool_)
     last[:-1] = candle[1:] != candle[:-1]
-    return kept[order[last]], np.sort(duplicated)
+    return kept[order[last]], duplicated
 
 
 def _rejected(
     observations: pd.DataFrame, broken: npt.NDArray[np.int8], duplicated: npt.NDArray[np.intp]
 ) -> pd.DataFrame:
-    rules = np.array([rule.name for rule in RULES] + [DUPLICATE], dtype=object)
+    rules = np.array([*(rule.name for rule in RULES), DUPLICATE], dtype=object)
     broken = broken.copy()
     broken[duplicated] = len(RULES)
     refused = np.flatnonzero(broken >= 0)
     rejected = observations.iloc[refused].reset_index(drop=True)
     names = rules[broken[refused]]
+    received = _received(rejected)
+    now = times_ms(rejected["fetched_at"]) + rejected["clock_offset_ms"].to_numpy(np.int64)
+    messages = [
+        f"{RULE_DEMANDS[rule]}; came: {text[:800]} (open_time {opened}, exchange clock {seen})"
+        for rule, text, opened, seen in zip(
+            names, received, _iso(times_ms(rejected["open_time"])), _iso(now), strict=True
+        )
+    ]
     return rejected.assign(
         rule=pd.Series(names, dtype="str"),
-        message=pd.Series(
-            [_message(row, rule) for row, rule in zip(rejected.itertuples(), names, strict=True)],
-            dtype="str",
-        ),
-        received=pd.Series([_received(row) for row in rejected.itertuples()], dtype="str"),
+        message=pd.Series(messages, dtype="str"),
+        received=pd.Series(received, dtype="str"),
     )
 
 
-def _received(row: object) -> str:
-    text = row.received  # type: ignore[attr-defined]
-    if isinstance(text, str):
-        return text
-    time = int(row.open_time.timestamp() * 1_000)  # type: ignore[attr-defined]
-    return as_received([time, *(getattr(row, name) for name in VALUES)])
+def _received(rows: pd.DataFrame) -> list[str]:
+    """The rows as they came; those that are just their six numbers say no more than those."""
+    opened = [None if time == NO_TIME else time for time in times_ms(rows["open_time"]).tolist()]
+    numbers = zip(opened, *(rows[name].tolist() for name in VALUES), strict=True)
+    return [
+        text if isinstance(text, str) else as_received(six)
+        for text, six in zip(rows["received"].tolist(), numbers, strict=True)
+    ]
 
 
-def _message(row: object, rule: str) -> str:
-    """What the rule demands and what came, in one line a person can act on."""
-    opened = row.open_time  # type: ignore[attr-defined]
-    seen = row.fetched_at.timestamp() * 1_000 + row.clock_offset_ms  # type: ignore[attr-defined]
-    return (
-        f"{RULE_DEMANDS[rule]}; came: {_received(row)}"
-        f" (open_time {'none' if pd.isna(opened) else opened.isoformat()},"
-        f" exchange clock {utc(int(seen)).isoformat()})"
-    )[:1_000]
+def _iso(times: npt.NDArray[np.int64]) -> list[str]:
+    texts = np.datetime_as_string(times.view("datetime64[ms]"), timezone="UTC")
+    return ["none" if text == "NaT" else str(text) for text in texts]

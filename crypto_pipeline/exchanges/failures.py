@@ -90,8 +90,8 @@ def _kind(error: BaseException, status: int | None) -> type[ExchangeError]:  # n
         return ExchangeUnavailable
     if isinstance(error.__cause__, aiohttp.ClientError):
         return ExchangeUnavailable
-    if type(error) is ccxt_errors.ExchangeError:
-        return BadAnswer
+    if type(error) is ccxt_errors.ExchangeError or not isinstance(error, ccxt_errors.BaseError):
+        return BadAnswer  # ccxt's own code stumbling over an answer raises KeyError, TypeError …
     return RequestRefused
 
 

@@ -9,6 +9,7 @@ a context variable, which no concurrent request shares.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import ccxt.async_support
+import orjson
 
 from crypto_pipeline.errors import BadAnswer, ConfigError, ExchangeUnavailable
 
@@ -74,6 +76,16 @@ class StrictAnswers:
         if exchanged is not None:
             exchanged.sent_at = self.clock()
         return await super().fetch(url, method, headers, body)  # type: ignore[misc]
+
+    @staticmethod
+    def on_json_response(body: str) -> Any:
+        """Decode a body. ``NaN`` is no JSON, but one such number must not cost the whole page."""
+        try:
+            return orjson.loads(body)
+        except ValueError:
+            if "NaN" in body or "Infinity" in body:
+                return json.loads(body)
+            raise
 
     def handle_errors(
         self,

@@ -13,7 +13,7 @@ from crypto_pipeline.errors import LakeError
 _ARROW: dict[object, pa.DataType] = {
     "category": pa.dictionary(pa.int32(), pa.string()),
     "float64": pa.float64(),
-    "int32": pa.int32(),
+    "int64": pa.int64(),
     "bool": pa.bool_(),
     "str": pa.string(),
     pd.DatetimeTZDtype("ms", "UTC"): pa.timestamp("ms", "UTC"),

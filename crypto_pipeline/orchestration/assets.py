@@ -138,7 +138,7 @@ def _collect(
                     exchange=wrapper,
                     zone=lake.raw(lock),
                     days=days,
-                    run_id=context.run_id,
+                    run_id=context.run.run_id,
                     reread=config.live.reread,
                     on_day=on_day,
                 )

@@ -64,7 +64,7 @@ def build_defs(
         ):
             warnings.filterwarnings("ignore", message=beta)
         partitions = candle_partitions(config)
-        job = build_ohlcv_job(partitions)
+        job = build_ohlcv_job()
         return dg.Definitions(
             assets=build_assets(config, partitions),
             asset_checks=build_checks(config, partitions),

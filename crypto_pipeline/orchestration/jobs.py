@@ -9,12 +9,11 @@ import dagster as dg
 OHLCV_JOB: Final = "ohlcv_job"
 
 
-def build_ohlcv_job(partitions: dg.MultiPartitionsDefinition) -> object:
+def build_ohlcv_job() -> object:
     """All assets and checks of a partition or a range, in one process: one a step costs seconds."""
     return dg.define_asset_job(
         OHLCV_JOB,
         selection=dg.AssetSelection.all(),
-        partitions_def=partitions,
         executor_def=dg.in_process_executor,
         description="Ask for what a partition lacks, validate, store.",
     )

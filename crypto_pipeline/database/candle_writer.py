@@ -1,0 +1,214 @@
+"""Writing candles: one partition, one transaction, again and again with the same outcome.
+
+Nothing here deletes. A row is written when it is new or when one of its five values differs from
+the stored one; otherwise it keeps its row version, its ``fetched_at`` and its ``run_id``, and no
+WAL is written. The last writer wins, partition by partition: writers of the same exchange and UTC
+day take turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+from psycopg import sql
+
+from crypto_pipeline.database.copy_binary import binary_copy_blocks
+from crypto_pipeline.database.failures import database_errors
+from crypto_pipeline.database.frames import CandleArrays, candle_arrays, newest_of_each_series
+from crypto_pipeline.database.statements import LOCK, assignments, lock_keys, names, table_name
+from crypto_pipeline.database.tables import CANDLES, LIVE_CANDLES, VALUES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_KEY: Final = tuple(CANDLES.primary_key.columns.keys())
+_COLUMNS: Final = tuple(CANDLES.columns.keys())
+_SENT: Final = tuple(name for name in _COLUMNS if name != "exchange")
+_BOOKKEEPING: Final = ("fetched_at", "run_id", "source")
+_STAGING: Final = sql.Identifier("candle_staging")
+
+#: What a frame can meet in the table. As literals of the statement: with parameters the planner
+#: knows neither the chunk nor how few rows these are, and reads the whole table.
+_SCOPE: Final = sql.SQL(
+    "stored.exchange = %(exchange)s"
+    " AND stored.symbol = ANY(%(symbols)s) AND stored.timeframe = ANY(%(timeframes)s)"
+    " AND stored.open_time >= %(first)s AND stored.open_time <= %(last)s"
+)
+
+_IS_EMPTY: Final = sql.SQL("SELECT NOT EXISTS (SELECT FROM {} AS stored WHERE {})").format(
+    table_name(CANDLES), _SCOPE
+)
+_MAKE_STAGING: Final = sql.SQL(
+    "CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA"
+).format(_STAGING, names(_SENT), table_name(CANDLES))
+_DROP_STAGING: Final = sql.SQL("DROP TABLE pg_temp.{}").format(_STAGING)
+
+#: The anti-join leaves unchanged rows alone; ON CONFLICT alone would lock, and log, each of them.
+_MERGE: Final = sql.SQL(
+    "WITH written AS ("
+    " INSERT INTO {candles} AS stored ({columns})"
+    " SELECT %(exchange)s, {staged} FROM {staging} AS staged WHERE NOT EXISTS ("
+    "  SELECT FROM {candles} AS stored WHERE {scope}"
+    "  AND stored.symbol = staged.symbol AND stored.timeframe = staged.timeframe"
+    "  AND stored.open_time = staged.open_time"
+    "  AND ({stored_values}) IS NOT DISTINCT FROM ({staged_values}))"
+    " ORDER BY {staged_key}"
+    " ON CONFLICT ({key}) DO UPDATE SET {assignments}"
+    " WHERE ({stored_values}) IS DISTINCT FROM ({new_values})"
+    " RETURNING {is_new} AS is_new"
+    ") SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM written"
+)
+
+_LIVE_COLUMNS: Final = tuple(LIVE_CANDLES.columns.keys())
+_LIVE_KEY: Final = tuple(LIVE_CANDLES.primary_key.columns.keys())
+_REPLACE_LIVE: Final = sql.SQL(
+    "INSERT INTO {live} AS stored ({columns})"
+    " SELECT %(exchange)s, * FROM unnest(%(symbol)s::text[], %(timeframe)s::text[],"
+    " %(open_time)s::timestamptz[], %(open)s::float8[], %(high)s::float8[], %(low)s::float8[],"
+    " %(close)s::float8[], %(volume)s::float8[], %(fetched_at)s::timestamptz[], %(run_id)s::text[])"
+    " ON CONFLICT ({key}) DO UPDATE SET {assignments}"
+    " WHERE (excluded.open_time, excluded.fetched_at) > (stored.open_time, stored.fetched_at)"
+).format(
+    live=table_name(LIVE_CANDLES),
+    columns=names(_LIVE_COLUMNS),
+    key=names(_LIVE_KEY),
+    assignments=assignments(name for name in _LIVE_COLUMNS if name not in _LIVE_KEY),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteResult:
+    """What became of a frame's rows.
+
+    Attributes:
+        inserted: rows that were not there.
+        changed: rows that were there with other values, now replaced.
+        unchanged: rows that were there with these values, left alone.
+    """
+
+    inserted: int = 0
+    changed: int = 0
+    unchanged: int = 0
+
+
+def upsert_candles(
+    conn: psycopg.Connection,
+    frame: pd.DataFrame,
+    *,
+    exchange: str,
+    start: datetime,
+    end: datetime,
+) -> WriteResult:
+    """Bring the final candles of one partition into ``candles``.
+
+    Args:
+        conn: an autocommit connection of :mod:`crypto_pipeline.database.connection`.
+        frame: symbol, timeframe, open_time, open … volume, fetched_at, run_id, source, in any
+            order of rows; further columns are ignored.
+        exchange: the frame's exchange.
+        start: the first instant of the partition, with its time zone.
+        end: the first instant after it.
+
+    Raises:
+        DatabaseError: nothing was stored. A broken constraint is named in the message.
+    """
+    if frame.empty:
+        return WriteResult()
+    rows = candle_arrays(frame, start=start, end=end, texts=("run_id", "source"))
+    doing = f"store {len(rows):,} candles of {exchange!r} from {start.isoformat()}"
+    scope = {
+        "exchange": exchange,
+        "symbols": rows.symbols,
+        "timeframes": rows.timeframes,
+        "first": rows.first,
+        "last": rows.last,
+    }
+    with (
+        database_errors(conn, doing),
+        conn.transaction(),
+        psycopg.ClientCursor(conn) as cursor,
+    ):
+        days = _utc_days(start, end)
+        keys = lock_keys(purpose="candles", exchange=exchange, parts=days)
+        cursor.execute(LOCK, {"keys": keys})
+        if cursor.execute(_IS_EMPTY, scope).fetchone() == (True,):
+            _copy(cursor, rows, into=table_name(CANDLES), exchange=exchange)
+            return WriteResult(inserted=len(rows))
+        cursor.execute(_MAKE_STAGING)
+        _copy(cursor, rows, into=_STAGING)
+        merge = _merge_statement(server_version=conn.info.server_version)
+        inserted, changed = cursor.execute(merge, scope).fetchone() or (0, 0)
+        cursor.execute(_DROP_STAGING)
+    return WriteResult(inserted=inserted, changed=changed, unchanged=len(rows) - inserted - changed)
+
+
+def replace_live_candles(conn: psycopg.Connection, frame: pd.DataFrame, *, exchange: str) -> int:
+    """Bring the newest forming candle of each series into ``live_candles``.
+
+    A stored candle gives way to one that opened later, or to a later answer about the same one: a
+    slow, older run replaces nothing. The row of a series stays when its candle closes, until the
+    next forming candle comes.
+
+    Args:
+        conn: an autocommit connection of :mod:`crypto_pipeline.database.connection`.
+        frame: columns as for :func:`upsert_candles`, without source.
+        exchange: the frame's exchange.
+
+    Returns:
+        How many rows were written.
+    """
+    if frame.empty:
+        return 0
+    newest = newest_of_each_series(frame)
+    columns = {name: newest[name].tolist() for name in _LIVE_COLUMNS if name != "exchange"}
+    doing = f"store {len(newest):,} forming candles of {exchange!r}"
+    with database_errors(conn, doing), conn.transaction():
+        conn.execute(LOCK, {"keys": lock_keys(purpose="live", exchange=exchange)})
+        return conn.execute(_REPLACE_LIVE, {"exchange": exchange, **columns}).rowcount
+
+
+def _copy(
+    cursor: psycopg.ClientCursor,
+    rows: CandleArrays,
+    *,
+    into: sql.Identifier,
+    exchange: str | None = None,
+) -> None:
+    columns = [rows.columns[name] for name in _SENT]
+    if exchange is not None:
+        columns.insert(0, rows.constant(exchange))
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
+        into, names(_SENT if exchange is None else _COLUMNS)
+    )
+    with cursor.copy(statement) as copy:
+        for block in binary_copy_blocks(columns, rows=len(rows), order=rows.order):
+            copy.write(block)
+
+
+def _merge_statement(*, server_version: int) -> sql.Composed:
+    """The merge; how it tells new rows from changed ones depends on the server."""
+    return _MERGE.format(
+        candles=table_name(CANDLES),
+        columns=names(_COLUMNS),
+        staged=names(_SENT, of="staged"),
+        staging=_STAGING,
+        scope=_SCOPE,
+        stored_values=names(VALUES, of="stored"),
+        staged_values=names(VALUES, of="staged"),
+        new_values=names(VALUES, of="excluded"),
+        staged_key=names((name for name in _KEY if name != "exchange"), of="staged"),
+        key=names(_KEY),
+        assignments=assignments((*VALUES, *_BOOKKEEPING)),
+        is_new=sql.SQL(
+            "(old.open_time IS NULL)" if server_version >= 180_000 else "(stored.xmax = 0)"
+        ),
+    )
+
+
+def _utc_days(start: datetime, end: datetime) -> list[str]:
+    first = start.astimezone(UTC).date()
+    last = (end.astimezone(UTC) - timedelta(microseconds=1)).date()
+    return [(first + timedelta(days=day)).isoformat() for day in range((last - first).days + 1)]

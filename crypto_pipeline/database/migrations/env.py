@@ -1,0 +1,16 @@
+"""Alembic's entry: run the migrations on the connection that migrate.py hands over."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from crypto_pipeline.database.migrate import VERSION_TABLE
+from crypto_pipeline.database.tables import METADATA
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=METADATA,
+    version_table=VERSION_TABLE,
+)
+with context.begin_transaction():
+    context.run_migrations()

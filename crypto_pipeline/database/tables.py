@@ -1,0 +1,126 @@
+"""The tables, in one place: migrations, SQL and tests all go by this metadata.
+
+The ``CHECK`` constraints repeat the OHLCV rules of :mod:`crypto_pipeline.core.rules`, so that no
+other program can store what validation would refuse. In PostgreSQL ``NaN`` is greater than every
+number, ``Infinity`` included: ``x > 0`` alone lets both in, ``x < 'Infinity'`` neither.
+
+Names are ordered by their bytes (collation "C"): the order of Python's strings, and one that no
+update of the C library can change under an index.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Date,
+    DateTime,
+    Double,
+    Index,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    Uuid,
+    func,
+)
+
+METADATA: Final = MetaData()
+
+PRICES: Final = ("open", "high", "low", "close")
+VALUES: Final = (*PRICES, "volume")
+SOURCES: Final = ("ohlcv", "trades")
+
+#: Bounds of what ``rejected_candles`` keeps of texts that come from outside, in characters.
+RECEIVED_LIMIT: Final = 4_096
+MESSAGE_LIMIT: Final = 1_024
+
+
+def _name(name: str) -> Column[str]:
+    return Column(name, Text(collation="C"), nullable=False)
+
+
+def _text(name: str) -> Column[str]:
+    return Column(name, Text, nullable=False)
+
+
+def _time(name: str, *, nullable: bool = False) -> Column[Any]:
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+def _values(*, nullable: bool = False) -> list[Column[float]]:
+    return [Column(name, Double, nullable=nullable) for name in VALUES]
+
+
+def _ohlcv_rules(table: str) -> list[CheckConstraint]:
+    """The rules a candle keeps, each a constraint of its own name."""
+    rules = {
+        "price_finite": " AND ".join(f"{price} < 'Infinity'" for price in PRICES),
+        "price_positive": " AND ".join(f"{price} > 0" for price in PRICES),
+        "volume_finite": "volume < 'Infinity'",
+        "volume_not_negative": "volume >= 0",
+        "high_not_below_low": "high >= low",
+        "open_within_range": "open >= low AND open <= high",
+        "close_within_range": "close >= low AND close <= high",
+    }
+    return [CheckConstraint(rule, name=f"{table}_{name}") for name, rule in rules.items()]
+
+
+#: Final candles; a hypertable on ``open_time`` where TimescaleDB is there.
+CANDLES: Final = Table(
+    "candles",
+    METADATA,
+    _name("exchange"),
+    _name("symbol"),
+    _name("timeframe"),
+    _time("open_time"),
+    *_values(),
+    _time("fetched_at"),  # when the exchange answered with these values
+    _text("run_id"),  # the run that asked
+    _text("source"),
+    PrimaryKeyConstraint("exchange", "symbol", "timeframe", "open_time", name="candles_pkey"),
+    *_ohlcv_rules("candles"),
+    CheckConstraint("source IN ('ohlcv', 'trades')", name="candles_source_known"),
+)
+
+#: The newest forming candle of each series. It stays when its candle closes, until the next tick.
+LIVE_CANDLES: Final = Table(
+    "live_candles",
+    METADATA,
+    _name("exchange"),
+    _name("symbol"),
+    _name("timeframe"),
+    _time("open_time"),
+    *_values(),
+    _time("fetched_at"),
+    _text("run_id"),
+    PrimaryKeyConstraint("exchange", "symbol", "timeframe", name="live_candles_pkey"),
+    *_ohlcv_rules("live_candles"),
+)
+
+#: What validation refused, once each, with the first run that received it and when we refused it.
+REJECTED_CANDLES: Final = Table(
+    "rejected_candles",
+    METADATA,
+    Column("rejection_id", Uuid, nullable=False),  # digest of what was refused: rejected.py
+    _name("exchange"),
+    _name("symbol"),
+    _name("timeframe"),
+    Column("partition_date", Date, nullable=False),
+    _time("open_time", nullable=True),
+    *_values(nullable=True),
+    _text("received"),
+    _text("rule"),
+    _text("message"),
+    _text("run_id"),
+    _time("fetched_at"),
+    Column("rejected_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    PrimaryKeyConstraint("rejection_id", name="rejected_candles_pkey"),
+    CheckConstraint(
+        f"length(received) <= {RECEIVED_LIMIT}", name="rejected_candles_received_bound"
+    ),
+    CheckConstraint(f"length(message) <= {MESSAGE_LIMIT}", name="rejected_candles_message_bound"),
+    Index("rejected_candles_partition", "exchange", "partition_date"),
+)
