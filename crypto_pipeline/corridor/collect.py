@@ -272,15 +272,15 @@ class Collection:
         return answer.exchange_now // length * length - history * length
 
     def _nothing_answered(self, planned: int) -> CollectionFailed:
-        first = self._result.failed[0].error
-        others = len({failed.request.series for failed in self._result.failed}) - 1
+        failed = self._result.failed
+        series = dict.fromkeys(" ".join(each.request.series) for each in failed)
+        named = ", ".join(list(series)[:10]) + (" …" if len(series) > 10 else "")
         return CollectionFailed(
-            f"{self._exchange.key}: none of {planned} requests was answered"
+            f"{self._exchange.key}: none of {planned} requests was answered, for {named}"
             f" ({self._result.not_asked} were not made after the first failures)."
-            f" {first.message}"
-            + (f" The same or similar for {others} more series." if others else ""),
-            hint=first.hint,
-            rerun_helps=any(failed.error.rerun_helps for failed in self._result.failed),
+            f" The first: {failed[0].error.message}",
+            hint=failed[0].error.hint,
+            rerun_helps=any(each.error.rerun_helps for each in failed),
         )
 
 

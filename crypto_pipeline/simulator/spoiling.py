@@ -28,11 +28,16 @@ def spoiled_candles(body: bytes, fault: Fault, dialect: Dialect) -> bytes:
         picked = [rows[len(rows) // 2]]
     else:
         times = {time // layout.time_unit_ms for time in fault.open_times}
-        picked = [row for row in rows if row[layout.time] in times]
+        picked = [row for row in _timed(rows, layout) if row[layout.time] in times]
     for row in picked:
         position = next(index for index, other in enumerate(rows) if other is row)
         rows[position : position + 1] = _spoiled(fault.spoil, row, rows, layout)
     return _encoded(content)
+
+
+def _timed(rows: list[Row], layout: RowLayout) -> list[Row]:
+    """The rows that no earlier fault has taken the time from."""
+    return [row for row in rows if len(row) > layout.time and row[layout.time] is not None]
 
 
 def renamed_pair(body: bytes, pair: str) -> bytes:
