@@ -1,0 +1,221 @@
+"""The migrations make what tables.py says, once, for everybody at the same time."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
+
+from crypto_pipeline.database.connection import connect, edition, open_connection, storage
+from crypto_pipeline.database.migrate import (
+    DEFAULT_CHUNK_INTERVAL,
+    HEAD,
+    VERSION_TABLE,
+    alembic_config,
+    upgrade,
+)
+from crypto_pipeline.database.tables import METADATA
+from crypto_pipeline.errors import DatabaseError
+
+if TYPE_CHECKING:
+    import psycopg
+    from sqlalchemy import Engine
+
+CATALOGUE = {
+    "columns": (
+        "SELECT table_name, column_name, data_type, is_nullable, column_default, collation_name"
+        " FROM information_schema.columns WHERE table_schema = 'public'"
+    ),
+    "constraints": (
+        "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE connamespace = 'public'::regnamespace"
+    ),
+    "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+}
+
+
+def catalogue(url: str) -> dict[str, set[tuple[object, ...]]]:
+    with connect(url) as conn:
+        found = {name: set(conn.execute(query).fetchall()) for name, query in CATALOGUE.items()}
+    return {name: {row for row in rows if row[0] != VERSION_TABLE} for name, rows in found.items()}
+
+
+def engine_of(url: str) -> Engine:
+    return create_engine(
+        "postgresql+psycopg://",
+        creator=lambda: open_connection(url, autocommit=False),
+        poolclass=NullPool,
+    )
+
+
+def with_user(url: str, user: str, password: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{user}:{password}@{parts.hostname}:{parts.port}"))
+
+
+def test_autogenerate_finds_nothing_to_change(database_url) -> None:
+    with engine_of(database_url).connect() as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "version_table": VERSION_TABLE,
+                "compare_type": True,
+                "compare_server_default": True,
+            },
+        )
+        assert compare_metadata(context, METADATA) == []
+
+
+def test_migrated_and_created_tables_are_equal_in_the_catalogue(
+    database_url, make_database
+) -> None:
+    """Autogenerate does not look at CHECK constraints or collations: these would drift unseen."""
+    created = make_database()
+    with engine_of(created).begin() as connection:
+        METADATA.create_all(connection)
+    assert catalogue(database_url) == catalogue(created)
+
+
+def test_head_is_the_newest_migration() -> None:
+    assert ScriptDirectory.from_config(alembic_config()).get_heads() == [HEAD]
+
+
+def test_a_new_database_gets_the_hypertable(timescaledb, make_database) -> None:
+    url = make_database()
+    upgrade(url)
+    with connect(url) as conn:
+        found = storage(conn)
+        indexes = conn.execute("SELECT indexname FROM pg_indexes WHERE tablename = 'candles'")
+        assert indexes.fetchall() == [("candles_pkey",)]  # the default one costs 31 % of COPY
+    assert found.edition == "apache"
+    assert found.hypertable
+    assert found.chunk_interval == DEFAULT_CHUNK_INTERVAL
+
+
+def test_the_chunk_interval_is_a_setting(timescaledb, make_database) -> None:
+    """Given for an existing hypertable, it counts from the next chunk on."""
+    url = make_database()
+    for given, expected in ((7, 7), (None, 7), (3, 3)):
+        upgrade(url, chunk_interval=None if given is None else timedelta(days=given))
+        with connect(url) as conn:
+            assert storage(conn).chunk_interval == timedelta(days=expected)
+
+
+def test_timescaledb_may_live_in_another_schema(timescaledb, make_database) -> None:
+    """Managed databases put extensions into a schema of their own."""
+    url = make_database()
+    with connect(url) as conn:
+        conn.execute('CREATE SCHEMA "Extensions"')
+        conn.execute('CREATE EXTENSION timescaledb SCHEMA "Extensions"')
+    upgrade(url, chunk_interval=timedelta(days=5))
+    upgrade(url, chunk_interval=timedelta(days=6))
+    with connect(url) as conn:
+        assert storage(conn).chunk_interval == timedelta(days=6)
+
+
+def test_a_plain_table_stays_when_timescaledb_comes_later(timescaledb, make_database) -> None:
+    url = make_database()
+    upgrade(url, use_timescaledb=False)
+    with connect(url) as conn:
+        assert edition(conn) == "none"
+        conn.execute("CREATE EXTENSION timescaledb")
+    upgrade(url, chunk_interval=timedelta(days=7))
+    with connect(url) as conn:
+        found = storage(conn)
+    assert (found.edition, found.hypertable, found.chunk_interval) == ("apache", False, None)
+
+
+def test_migrating_again_changes_nothing(database_url) -> None:
+    before = catalogue(database_url)
+    upgrade(database_url)
+    assert catalogue(database_url) == before
+
+
+def test_several_processes_migrate_at_once(make_database) -> None:
+    """Dagster starts a process for each run, and on a new machine they all find no tables."""
+    url = make_database()
+    program = (
+        "import sys; from crypto_pipeline.database.migrate import upgrade; upgrade(sys.argv[1])"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", program, url], stderr=subprocess.PIPE
+        )
+        for _ in range(3)
+    ]
+    complaints = [run.communicate(timeout=60)[1].decode() for run in runs]
+    assert [(run.returncode, said) for run, said in zip(runs, complaints, strict=True)] == [
+        (0, "")
+    ] * 3
+    with connect(url) as conn:
+        assert conn.execute("SELECT version_num FROM crypto_pipeline_version").fetchall() == [
+            (HEAD,)
+        ]
+
+
+def test_a_newer_database_is_refused(make_database) -> None:
+    url = make_database()
+    upgrade(url)
+    with connect(url) as conn:
+        conn.execute("UPDATE crypto_pipeline_version SET version_num = '9999'")
+    before = catalogue(url)
+    with pytest.raises(DatabaseError, match=r"'9999'.*upgrade this one") as refused:
+        upgrade(url)
+    assert not refused.value.rerun_helps
+    assert catalogue(url) == before
+
+
+def test_tables_of_another_program_are_left_alone(make_database) -> None:
+    url = make_database()
+    with connect(url) as conn:
+        conn.execute("CREATE TABLE candles (id int)")
+    with pytest.raises(DatabaseError, match='"candles" already exists') as refused:
+        upgrade(url)
+    assert not refused.value.rerun_helps
+    with connect(url) as conn:
+        assert conn.execute("SELECT to_regclass('crypto_pipeline_version')").fetchone() == (None,)
+
+
+@pytest.fixture
+def guest(make_database) -> tuple[str, psycopg.Connection]:
+    """An empty database seen by a user without rights, and a connection of its owner."""
+    url = make_database()
+    with connect(url) as conn:
+        conn.execute("DROP ROLE IF EXISTS guest")
+        conn.execute("CREATE ROLE guest LOGIN PASSWORD 'guest-secret'")
+        yield with_user(url, "guest", "guest-secret"), conn
+        conn.execute("DROP OWNED BY guest")
+        conn.execute("DROP ROLE guest")
+
+
+def test_a_user_who_may_not_create_tables_is_told_so(guest) -> None:
+    url, _ = guest
+    with pytest.raises(DatabaseError, match="permission denied for schema public") as refused:
+        upgrade(url)
+    assert "as user 'guest'" in str(refused.value)
+    assert "grant" in str(refused.value)
+    assert "guest-secret" not in str(refused.value)
+    assert not refused.value.rerun_helps
+
+
+def test_a_user_who_may_not_create_the_extension_gets_plain_tables(
+    timescaledb, guest, caplog
+) -> None:
+    """CREATE on the schema is enough for the tables; the extension needs CREATE on the database."""
+    url, owner = guest
+    owner.execute("GRANT CREATE ON SCHEMA public TO guest")
+    with caplog.at_level(logging.WARNING):
+        upgrade(url)
+    assert "candles will be a plain table" in caplog.text
+    with connect(url) as conn:
+        assert not storage(conn).hypertable
