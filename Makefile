@@ -1,10 +1,11 @@
 # Each target sets up what it needs; a second call sets up nothing. docs/development.md says more.
 PORT ?= 3000
+MINUTES ?= 10
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo run test check lint types bench lock clean
+.PHONY: install demo run test check lint types soak bench lock clean
 
 install: $(STAMP)
 
@@ -34,8 +35,11 @@ types: install
 check: lint types test
 	$(BIN)/crypto-pipeline exec -- dagster definitions validate
 
+soak: install
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.minute --minutes $(MINUTES)
+
 bench: install
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.minute --minutes 3
 
 # Needs uv; every other target installs what this wrote.
 lock:

@@ -28,16 +28,16 @@ exchanges:
     symbols: ["BTC/USDT", "ETH/USDT", "SOL/USDT"]
     timeframes: ["1m", "1h"]
     start: {start}
-    ccxt: {{urls: {{api: {{public: "${{{simulator}}}/binance/api/v3"}}}}}}
+    ccxt: {{enableRateLimit: false, urls: {{api: {{public: "${{{simulator}}}/binance/api/v3"}}}}}}
   kraken:
     symbols: ["BTC/USD", "ETH/USD"]
     start: {start}
-    ccxt: {{urls: {{api: {{public: "${{{simulator}}}/kraken"}}}}}}
+    ccxt: {{enableRateLimit: false, urls: {{api: {{public: "${{{simulator}}}/kraken"}}}}}}
     habits: {{history: null}}   # the real one serves the newest 720 candles only
   coinbaseexchange:
     symbols: ["BTC/USD", "ETH/USD"]
     start: {start}
-    ccxt: {{urls: {{api: {{public: "${{{simulator}}}/coinbaseexchange"}}}}}}
+    ccxt: {{enableRateLimit: false, urls: {{api: {{public: "${{{simulator}}}/coinbaseexchange"}}}}}}
 """
 
 

@@ -58,7 +58,7 @@ class Deployment:
 @contextmanager
 def deployed(
     home: Path, *arguments: str, environment: Mapping[str, str] = {}
-) -> Iterator[Deployment]:  # noqa: B006
+) -> Iterator[Deployment]:
     """`crypto-pipeline up` as a user starts it, stopped with Ctrl-C; nothing may be left of it."""
     port = free_port()
     output = home.parent / f"{home.name}.out"
