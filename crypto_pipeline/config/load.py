@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,11 +16,27 @@ from pydantic_core import ErrorDetails
 
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.errors import ConfigError
+from crypto_pipeline.redaction import redacted
 
-_VARIABLE: Final = re.compile(r"\$(?:\$|\{([^}]*)\})")
-_SECRET_KEYS: Final = {
-    "apikey", "secret", "password", "token", "privatekey", "walletaddress", "uid", "login", "twofa",
-}  # fmt: skip
+_VARIABLE: Final = re.compile(r"\$(?:\$|\{([^}]*)(\})?)")
+#: Keys whose values are credentials: ccxt's own names for them, and what is usual in headers.
+_SECRET_KEYS: Final = re.compile(
+    r".*(?:secret|password|passphrase|apikey|privatekey|authorization|cookie)"
+    r"|.*token|walletaddress|accountid|uid|login|twofa"
+)
+_USER_IN_URL: Final = re.compile(r"://([^/@\s]+)@")
+_NEEDED: Final = {
+    "exchanges": "a mapping of exchanges",
+    "symbols": 'a list of ccxt symbols like ["BTC/USDT"]',
+    "start": "the first UTC day of history like 2024-01-01",
+}
+#: pydantic's words for these speak of Python.
+_REASONS: Final = {
+    "model_type": "must be a mapping of keys",
+    "dict_type": "must be a mapping of keys",
+    "tuple_type": "must be a list",
+    "finite_number": "must be a finite number",
+}
 
 
 @dataclass(frozen=True)
@@ -49,16 +66,32 @@ def load_config(path: Path, environment: Mapping[str, str]) -> LoadedConfig:
     try:
         document = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - derives from SafeLoader
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        raise ConfigError(f"{path}: not valid YAML: {_yaml_reason(error)}.") from None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        # PyYAML's constructors let these through: 2024-13-01, a tag that does not fit its value
+        raise ConfigError(f"{path}: not valid YAML: {error}.") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: holds no mapping.", hint="start it with the key exchanges.")
-    document = _interpolated(document, environment, path)
+    try:
+        document = _interpolated(document, environment, path)
+    except RecursionError:
+        raise ConfigError(f"{path}: a mapping or list holds itself.") from None
+    secrets = tuple(sorted(set(_secrets(document)), key=len)[::-1])
     try:
         pipeline = PipelineConfig.model_validate(document)
     except ValidationError as error:
-        lines = [f"{path}: {line}" for line in map(_told, error.errors())]
+        lines = [f"{path}: {_told(each, secrets)}" for each in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
-    return LoadedConfig(pipeline, path, tuple(sorted(set(_secrets(document)), key=len)[::-1]))
+    return LoadedConfig(pipeline, path, secrets)
+
+
+def _yaml_reason(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the line itself: it may hold a credential."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    mark = error.problem_mark or error.context_mark
+    where = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
+    return f"{error.problem or error.context}{where}"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -67,8 +100,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - yaml's signature
         seen: set[object] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, list | dict):
+            if isinstance(key, list | dict | set):
                 raise yaml.MarkedYAMLError(
                     problem="a key is not plain text", problem_mark=key_node.start_mark
                 )
@@ -82,56 +117,66 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _interpolated(document: Any, environment: Mapping[str, str], path: Path) -> Any:
-    missing: list[tuple[str, str]] = []
+    mistakes: list[str] = []
 
     def value_of(match: re.Match[str], where: str) -> str:
-        name = match[1]
+        name, closed = match[1], match[2]
         if name is None:
             return "$"
-        if name not in environment:
-            missing.append((where, name))
-            return ""
-        return environment[name]
+        if closed is None:
+            mistakes.append(f"{where}: a ${{ without its closing brace.")
+        elif name not in environment:
+            shown = name or "(no name)"
+            mistakes.append(f"{where}: the environment variable {shown} is not set.")
+        return environment.get(name, "")
 
     def walk(node: Any, where: str) -> Any:
         if isinstance(node, dict):
-            return {
-                walk(k, where): walk(v, f"{where}.{k}" if where else str(k))
-                for k, v in node.items()
-            }
+            result = {}
+            for key, value in node.items():
+                name = walk(key, where)
+                if name in result:
+                    mistakes.append(f"{where or 'the file'}: the key {name!r} stands twice.")
+                result[name] = walk(value, f"{where}.{key}" if where else str(key))
+            return result
         if isinstance(node, list):
             return [walk(item, f"{where}[{index}]") for index, item in enumerate(node)]
         if isinstance(node, str):
             return _VARIABLE.sub(lambda match: value_of(match, where), node)
         return node
 
-    result = walk(document, "")
-    if missing:
+    filled_in = walk(document, "")
+    if mistakes:
         raise ConfigError(
-            "\n".join(
-                f"{path}: {where}: the environment variable {name or '(no name)'} is not set."
-                for where, name in dict.fromkeys(missing)
-            ),
+            "\n".join(f"{path}: {mistake}" for mistake in dict.fromkeys(mistakes)),
             hint="set it before starting, or take ${…} out of the file ($$ writes a plain $).",
         )
-    return result
+    return filled_in
 
 
 def _secrets(node: object, *, secret: bool = False) -> Iterator[str]:
-    """Values of the ccxt keys that are credentials, wherever they stand."""
+    """Values of the keys that are credentials, wherever they stand, and those in URLs."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _secrets(value, secret=secret or str(key).lower() in _SECRET_KEYS)
+            yield from _secrets(value, secret=secret or _is_secret_key(key))
     elif isinstance(node, list):
         for item in node:
             yield from _secrets(item, secret=secret)
     elif secret and node not in (None, "", True, False):
         yield str(node)
+    elif isinstance(node, str):
+        for user in _USER_IN_URL.findall(node):
+            yield user
+            yield from filter(None, [unquote(user.partition(":")[2]), user.partition(":")[2]])
 
 
-def _told(error: ErrorDetails) -> str:
+def _is_secret_key(key: object) -> bool:
+    return _SECRET_KEYS.fullmatch(re.sub(r"[^a-z0-9]", "", str(key).lower())) is not None
+
+
+def _told(error: ErrorDetails, secrets: tuple[str, ...]) -> str:
     """One mistake: the key, what was found, what is allowed."""
-    location = [part for part in error["loc"] if part not in ("is-instance", "function-after")]
+    location = list(error["loc"])
     where = ".".join(map(str, location)) or "the file"
     if error["type"] == "extra_forbidden":
         allowed = _allowed_keys(location[:-1])
@@ -139,14 +184,17 @@ def _told(error: ErrorDetails) -> str:
         guess = f" Did you mean {close[0]}?" if close else ""
         return f"{where}: there is no such key.{guess} Allowed: {', '.join(allowed)}."
     if error["type"] == "missing":
-        return f"{where}: is missing."
-    found = "" if _is_secret(location) else f" Found: {str(error['input'])[:200]!r}."
-    reason = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {reason}.{found}"
+        needed = _NEEDED.get(str(location[-1]), "")
+        return f"{where}: is missing{needed and f': {needed}'}."
+    reason = _REASONS.get(error["type"]) or error["msg"].removeprefix("Value error, ")
+    return redacted(f"{where}: {reason}.{_found(error['input'], location)}", secrets)
 
 
-def _is_secret(location: list[int | str]) -> bool:
-    return "ccxt" in location or any(str(part).lower() in _SECRET_KEYS for part in location)
+def _found(value: object, location: list[int | str]) -> str:
+    """What stands there, unless it is or may hold a credential."""
+    if "ccxt" in location or any(map(_is_secret_key, location)) or isinstance(value, dict):
+        return ""
+    return f" Found: {str(value)[:200]!r}."
 
 
 def _allowed_keys(location: list[int | str]) -> list[str]:

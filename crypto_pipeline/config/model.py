@@ -18,16 +18,18 @@ EXCHANGE_KEY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 #: ccxt's unified symbols: ``BTC/USDT``, ``BTC/USDT:USDT``.
 _SYMBOL: Final = re.compile(r"[^\s/:|]{1,40}/[^\s/:|]{1,40}(:[^\s/:|]{1,60})?")
 
-#: ccxt constructor keys that ``pipeline.yaml`` may not set: the pipeline's promises rest on them.
+#: ccxt settings that ``pipeline.yaml`` may not make, at any depth (ccxt reads some of them from
+#: ``options``, too, and with ``default`` before them): the pipeline's promises rest on them.
 _OURS: Final = {
     "maxRetriesOnFailure": "ccxt's retries bypass its rate limiter; use the key retry",
+    "paginate": "ccxt's paging loses candles without a word; the pipeline pages by itself",
     "asyncio_loop": "the pipeline runs the event loop",
     "session": "the pipeline opens the session",
 }
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _known_timeframe(value: str) -> str:
@@ -36,15 +38,38 @@ def _known_timeframe(value: str) -> str:
 
 
 def _symbol(value: str) -> str:
-    if not _SYMBOL.fullmatch(value):
+    if not _SYMBOL.fullmatch(value) or not value.isprintable():
         raise ValueError("not a unified ccxt symbol like BTC/USDT")
     return value
 
 
 def _plain_day(value: object) -> object:
-    if isinstance(value, datetime):
-        raise ValueError("a UTC day like 2024-01-01, without a time")  # noqa: TRY004 - told by pydantic
+    if isinstance(value, datetime) or not isinstance(value, date | str):
+        raise ValueError("not a UTC day like 2024-01-01, without a time")  # noqa: TRY004 - told by pydantic
     return value
+
+
+def _since_the_epoch(value: date) -> date:
+    if value < date(1970, 1, 1):
+        raise ValueError("before 1970-01-01, where the times of candles begin")
+    return value
+
+
+def _forbidden(node: object, where: str = "") -> str | None:
+    """The first setting of ours in a ccxt section, and why it is ours."""
+    if isinstance(node, list):
+        return next(filter(None, (_forbidden(item, where) for item in node)), None)
+    if not isinstance(node, dict):
+        return None
+    for key, value in node.items():
+        name = f"{where}{key}"
+        for ours, reason in _OURS.items():
+            if str(key) in (ours, f"default{ours[0].upper()}{ours[1:]}") and value is not False:
+                return f"{name} cannot be set: {reason}"
+        below = _forbidden(value, f"{name}.")
+        if below is not None:
+            return below
+    return None
 
 
 Timeframe = Annotated[str, AfterValidator(_known_timeframe)]
@@ -65,12 +90,12 @@ class ExchangeConfig(_Model):
     ccxt_id: str = ""
     symbols: tuple[Symbol, ...] = Field(min_length=1)
     timeframes: tuple[Timeframe, ...] = Field(("1m",), min_length=1)
-    start: Annotated[date, BeforeValidator(_plain_day)]
+    start: Annotated[date, BeforeValidator(_plain_day), AfterValidator(_since_the_epoch)]
     ccxt: dict[str, Any] = Field(default_factory=dict)
-    habits: dict[str, Any] = Field(default_factory=dict)
+    habits: Habits = Habits()
     retry: RetryConfig = RetryConfig()
     concurrency: int = Field(8, ge=1, le=200, description="requests under way at once in a run")
-    timeout_seconds: float = Field(15.0, gt=0, description="of one request")
+    timeout_seconds: float = Field(15.0, ge=0.1, le=3_600, description="of one request")
 
     @field_validator("symbols", "timeframes")
     @classmethod
@@ -83,14 +108,14 @@ class ExchangeConfig(_Model):
     @field_validator("ccxt")
     @classmethod
     def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for key in value.keys() & _OURS.keys():
-            raise ValueError(f"{key} cannot be set: {_OURS[key]}")
-        return value
-
-    @field_validator("habits")
-    @classmethod
-    def _known_habits(cls, value: dict[str, Any]) -> dict[str, Any]:
-        Habits.model_validate(value)
+        forbidden = _forbidden(value)
+        if forbidden is not None:
+            raise ValueError(forbidden)
+        for key in ("options", "has", "urls", "headers"):
+            if key in value and not isinstance(value[key], dict):
+                raise ValueError(f"{key} must be a mapping")
+        if not isinstance(value.get("enableRateLimit", True), bool):
+            raise ValueError("enableRateLimit must be true or false")  # noqa: TRY004 - told by pydantic
         return value
 
     @property
@@ -102,7 +127,7 @@ class ExchangeConfig(_Model):
     def exchange_habits(self) -> Habits:
         """The exchange's habits with this file's overrides."""
         return habits_of(self.ccxt_id).model_copy(
-            update=Habits.model_validate(self.habits).model_dump(exclude_unset=True)
+            update=self.habits.model_dump(exclude_unset=True)
         )
 
     @property
@@ -127,7 +152,7 @@ class LiveConfig(_Model):
 class DatabaseConfig(_Model):
     """The hypertable; changes apply to chunks made from then on."""
 
-    chunk_days: int = Field(7, ge=1, le=365)
+    chunk_days: int = Field(30, ge=1, le=365)
 
 
 class PipelineConfig(_Model):

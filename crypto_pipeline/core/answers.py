@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -97,8 +97,8 @@ def observations_of_all(answers: Sequence[Answer], *, run_id: str, settle_ms: in
         return empty_observations()
     sizes = [len(open_time) for open_time, _, _ in parsed]
 
-    def each(values: Sequence[int], dtype: type[np.signedinteger[Any]] = np.int64) -> Any:
-        return np.repeat(np.array(values, dtype), sizes)
+    def each(values: Sequence[int]) -> npt.NDArray[np.int64]:
+        return np.repeat(np.array(values, np.int64), sizes)
 
     def names(values: Sequence[str]) -> pd.Categorical:
         codes, categories = pd.factorize(np.array(values, dtype=object))

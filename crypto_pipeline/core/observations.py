@@ -142,10 +142,8 @@ def _repeats(rows: _Rows) -> _Mask:
     which = np.repeat(np.arange(len(starts)), sizes)
     before = np.maximum(np.arange(len(which)) - sizes[which], 0)
     mine, theirs = rows.values, rows.values[before]
-    alike = (
-        ((mine == theirs) | (np.isnan(mine) & np.isnan(theirs))).all(axis=1)
-        & (rows.received == rows.received[before])
-        & (rows.final == rows.final[before])
+    alike = ((mine == theirs) | (np.isnan(mine) & np.isnan(theirs))).all(axis=1) & (
+        rows.received == rows.received[before]
     )
     candle = rows.candle[starts]
     repeats = np.logical_and.reduceat(alike, starts)
