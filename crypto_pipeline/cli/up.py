@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -84,6 +86,14 @@ def _run(stack: ExitStack, config: Path | None, *, port: int, demo: bool) -> Non
     _watch(loaded, environment, dagster, webserver.url, log)
 
 
+def _program() -> str:
+    """How the user can call this command from here."""
+    if shutil.which("crypto-pipeline"):
+        return "crypto-pipeline"
+    path = Path(sys.argv[0])
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def _is_empty(url: str) -> bool:
     from crypto_pipeline.database.connection import connect
     from crypto_pipeline.database.overview import has_candles
@@ -118,13 +128,14 @@ def _watch(
             say(f"Candles of {exchange} are there.")
         waiting -= there
         if not waiting:
+            program = _program()
             example = next(iter(loaded.pipeline.exchanges))
             symbol = loaded.pipeline.exchanges[example].symbols[0]
             timeframe = loaded.pipeline.exchanges[example].timeframes[0]
             say(
                 f"Candles of every exchange are there. Look at them in the UI ({url}/assets), or with\n"
-                f"  crypto-pipeline candles {example} {symbol} {timeframe}\n"
-                "  crypto-pipeline exec -- sh -c 'psql \"$CRYPTO_PIPELINE_DATABASE_URL\"'\n"
+                f"  {program} candles {example} {symbol} {timeframe}\n"
+                f"  {program} exec -- sh -c 'psql \"$CRYPTO_PIPELINE_DATABASE_URL\"'\n"
                 "New ones arrive every minute. Ctrl-C stops everything."
             )
     raise LocalServiceError(

@@ -250,10 +250,13 @@ def _lag(stored: pd.DataFrame, config: PipelineConfig, partition: Partition, now
         for series, seconds in behind.items()
         if seconds > timeframe_ms(series.timeframe) / 1_000 + config.live.max_lag_seconds
     }
-    worst = max(behind, key=lambda series: behind[series])
+    # Hours pass between the candles of 4h: how fresh an exchange is, its shortest timeframe says.
+    shortest = min(timeframe_ms(series.timeframe) for series in behind)
+    judged = [series for series in behind if timeframe_ms(series.timeframe) == shortest]
+    worst = max(judged, key=lambda series: behind[series])
     return Verdict(
         passed=not late,
         description=f"{worst.symbol} {worst.timeframe} is {behind[worst]:.0f} s behind now, the most"
-        f" of {len(behind)} series; {len(late)} are later than they may be.",
+        f" of {len(judged)} series; {len(late)} of {len(behind)} are later than they may be.",
         metadata={"seconds behind now": float(behind[worst]), "series too late": len(late)},
     )

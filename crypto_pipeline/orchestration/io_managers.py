@@ -9,6 +9,7 @@ from __future__ import annotations
 import dagster as dg
 import pandas as pd
 
+from crypto_pipeline.core.candles import VALUES
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
 from crypto_pipeline.database.candle_writer import replace_live_candles, upsert_candles
 from crypto_pipeline.database.tables import CANDLES
@@ -17,6 +18,8 @@ from crypto_pipeline.orchestration.failures import told_to_dagster
 from crypto_pipeline.orchestration.frames import PartitionedCandles
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
+
+_SHOWN = 25
 
 
 class ValidatedLakeIOManager(dg.IOManager):
@@ -88,6 +91,7 @@ class TimescaleIOManager(dg.IOManager):
                         "changed": written.changed,
                         "unchanged": written.unchanged,
                         "forming": forming,
+                        "newest candles": _newest(final),
                         "query": dg.MetadataValue.text(_query(partition.exchange, start)),
                     },
                 )
@@ -95,6 +99,23 @@ class TimescaleIOManager(dg.IOManager):
     def load_input(self, context: dg.InputContext) -> object:
         """Not offered: read ``candles`` with SQL."""
         raise NotImplementedError("nothing in this project loads timescale_candles; use SQL")
+
+
+def _newest(candles: pd.DataFrame) -> dg.TableMetadataValue:
+    """The last candle of each series, as a table to look at in the UI."""
+    last = candles.drop_duplicates(["symbol", "timeframe"], keep="last").head(_SHOWN)
+    shown = last[["symbol", "timeframe", "open_time", *VALUES]].astype(
+        {"symbol": "str", "timeframe": "str", "open_time": "str"}
+    )
+    return dg.MetadataValue.table(
+        [dg.TableRecord(record) for record in shown.to_dict("records")],
+        schema=dg.TableSchema(
+            [
+                dg.TableColumn(name, "float" if name in VALUES else "string")
+                for name in shown.columns
+            ]
+        ),
+    )
 
 
 def _query(exchange: str, start: int) -> str:

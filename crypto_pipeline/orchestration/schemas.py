@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import dagster as dg
+from sqlalchemy import Column
+from sqlalchemy.dialects import postgresql
 
 from crypto_pipeline.core.candles import OBSERVATION_DTYPES
 from crypto_pipeline.database.tables import CANDLES
@@ -18,5 +22,10 @@ def observation_columns() -> dg.TableSchema:
 def candles_columns() -> dg.TableSchema:
     """The hypertable's columns."""
     return dg.TableSchema(
-        [dg.TableColumn(column.name, str(column.type).lower()) for column in CANDLES.columns]
+        [dg.TableColumn(column.name, _sql_type(column)) for column in CANDLES.columns]
     )
+
+
+def _sql_type(column: Column[Any]) -> str:
+    """The type as PostgreSQL shows it, without its collation."""
+    return str(column.type.compile(postgresql.dialect())).split(" COLLATE")[0].lower()
