@@ -6,7 +6,6 @@ What a check asks belongs here; how its results reach Dagster is :mod:`.check_re
 # No `from __future__ import annotations`: Dagster reads the annotations of decorated functions.
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -14,7 +13,8 @@ from pandera.errors import SchemaErrors
 
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.candles import KEY
-from crypto_pipeline.core.coverage import Series
+from crypto_pipeline.core.coverage import Coverage, Series
+from crypto_pipeline.core.intervals import Interval, subtract
 from crypto_pipeline.core.rules import CANDLE_SCHEMA
 from crypto_pipeline.core.timeframes import DAY_MS, day_of, day_start_ms, timeframe_ms, to_ms, utc
 from crypto_pipeline.core.validation import validate
@@ -42,7 +42,7 @@ def build_checks(
 
     raw_specs = [
         spec("ohlcv_constraints", "raw_ohlcv", "Every observation keeps the OHLCV rules."),
-        spec("every_request_answered", "raw_ohlcv", "No part of the day failed to be answered."),
+        spec("every_request_answered", "raw_ohlcv", "All that is due was asked and answered."),
     ]
     validated_specs = [
         spec(
@@ -67,7 +67,9 @@ def build_checks(
 
     @dg.multi_asset_check(specs=raw_specs, can_subset=True)
     def raw_checks(
-        context: dg.AssetCheckExecutionContext, lake: dg.ResourceParam[LakeResource]
+        context: dg.AssetCheckExecutionContext,
+        lake: dg.ResourceParam[LakeResource],
+        clock: dg.ResourceParam[ClockResource],
     ) -> Results:
         zone = lake.raw()
 
@@ -75,7 +77,7 @@ def build_checks(
             raw = zone.read(*partition)
             return {
                 "ohlcv_constraints": _constraints(raw.observations, partition),
-                "every_request_answered": _answered(raw.coverage.by_series, config, partition),
+                "every_request_answered": _answered(raw.coverage, config, partition, clock.now_ms),
             }
 
         yield from evaluations(context, raw_specs, judge)
@@ -155,16 +157,20 @@ def _without_a_candle(rejected: pd.DataFrame, candles: pd.DataFrame) -> int:
 
 
 def _answered(
-    coverage: Mapping[Series, Any], config: PipelineConfig, partition: Partition
+    coverage: Coverage, config: PipelineConfig, partition: Partition, now: int
 ) -> Verdict:
+    """Every candle that is due was asked for, and the request answered."""
     exchange = config.exchanges[partition.exchange]
-    if partition.day < exchange.start:
-        return Verdict(
-            passed=True, description=f"History of {partition.exchange} starts {exchange.start}."
-        )
-    never = [series for series in exchange.series if series not in coverage]
-    failed = {series: coverage[series].failures for series in exchange.series if series in coverage}
-    records = [
+    start = max(day_start_ms(partition.day), day_start_ms(exchange.start))
+    due = min(day_start_ms(partition.day) + DAY_MS, now - config.live.max_lag_seconds * 1_000)
+    missing: dict[Series, int] = {}
+    for series in exchange.series:
+        length = timeframe_ms(series.timeframe)
+        wanted = Interval(start, due // length * length)
+        left = subtract([wanted], coverage.of(series).settled)
+        if left:
+            missing[series] = sum(end - begin for begin, end in left) // length
+    failures = [
         dg.TableRecord(
             {
                 "symbol": series.symbol,
@@ -175,20 +181,20 @@ def _answered(
                 "error": failure.error,
             }
         )
-        for series, failures in failed.items()
-        for failure in failures
+        for series in exchange.series
+        for failure in coverage.of(series).failures
     ]
-    silent = sum(1 for failures in failed.values() if failures)
     return Verdict(
-        passed=not never and not records,
-        description="Every request was answered."
-        if not never and not records
-        else f"{silent} series have unanswered parts, {len(never)} were never answered.",
+        passed=not missing and not failures,
+        description="Every candle that is due was asked for and answered."
+        if not missing and not failures
+        else f"{sum(missing.values()):,} candles of {len(missing)} series were not answered;"
+        f" {len(failures)} requests failed.",
         metadata={
             "series": len(exchange.series),
-            "series with unanswered parts": silent,
-            "series never answered": len(never),
-            **({"failures": dg.MetadataValue.table(records[:_EXAMPLES])} if records else {}),
+            "candles not answered": sum(missing.values()),
+            "failed requests": len(failures),
+            **({"failures": dg.MetadataValue.table(failures[:_EXAMPLES])} if failures else {}),
         },
     )
 

@@ -1,8 +1,7 @@
-"""A real server for all tests of the database; every test on TimescaleDB and on plain PostgreSQL."""
+"""Every test of the database runs on TimescaleDB and on plain PostgreSQL."""
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ from psycopg import sql
 from crypto_pipeline.database.connection import connect
 from crypto_pipeline.database.migrate import upgrade
 from crypto_pipeline.database.tables import METADATA
-from crypto_pipeline.local import LocalPostgres
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,14 +18,6 @@ if TYPE_CHECKING:
     import psycopg
 
     from crypto_pipeline.local import ServerInfo
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerInfo]:
-    home = tmp_path_factory.mktemp("database") / "home"
-    with LocalPostgres(home) as info:
-        yield info
-    shutil.rmtree(home)
 
 
 @pytest.fixture(scope="session")

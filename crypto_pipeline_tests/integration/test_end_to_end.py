@@ -198,3 +198,20 @@ def _assert_equal_to_files(candles: Pipeline, files: pd.DataFrame) -> None:
         files["open_time"].dt.tz_convert(None).astype("datetime64[ms]").astype("int64")
     )
     pd.testing.assert_frame_equal(candles.candles(), files[CANDLE], check_exact=True)
+
+
+def test_what_an_exchange_no_longer_serves_is_told_not_papered_over(
+    simulate: Simulate, pipeline: MakePipeline
+) -> None:
+    """Kraken serves its newest 720 candles whatever was asked: a day's older ones are missing."""
+    simulator = simulate(exchanges(NOON + 3_600_000))
+    candles = pipeline(simulator)
+    check = results(candles.run("2024-03-15|kraken"))["every_request_answered", "2024-03-15|kraken"]
+    assert not check.passed
+    assert check.metadata["candles not answered"].value == 60
+    first = START + DAY_MS + 60 * MINUTE_MS
+    last = (NOON + 3_600_000) // MINUTE_MS * MINUTE_MS
+    assert candles.candles().equals(candles.truth("kraken", first, last))
+    check = results(candles.run("2024-03-13|kraken"))["every_request_answered", "2024-03-13|kraken"]
+    assert not check.passed
+    assert check.metadata["candles not answered"].value == 1440
