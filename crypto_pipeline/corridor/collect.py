@@ -115,6 +115,7 @@ class Collection:
         self._left_over: pd.DataFrame | None = None
         self._left_over_days = pd.Series([], dtype="int64")
         self._covered: list[tuple[Request, Answer | FailedRequest]] = []
+        self._planned: Counter[date] = Counter()
         self._written: set[date] = set()
         self._refused: set[Series] = set()
         self._failures_in_a_row = 0
@@ -130,7 +131,8 @@ class Collection:
         """
         await self._exchange.load_markets()
         requests = self._plan()
-        waiting = Counter(day for request in requests for day in request.days)
+        self._planned = Counter(day for request in requests for day in request.days)
+        waiting = self._planned.copy()
         writing = asyncio.Lock()
         queue = iter(requests)
 
@@ -141,7 +143,7 @@ class Collection:
                 async with writing:
                     for day in [day for day in self._days if waiting.get(day) == 0]:
                         del waiting[day]
-                        await self._write(day, requests)
+                        await self._write(day)
 
         workers = min(self._exchange.config.concurrency, len(requests))
         try:
@@ -197,7 +199,7 @@ class Collection:
         self._answers.append(answer)
         self._covered.append((request, answer))
 
-    async def _write(self, day: date, requests: Sequence[Request]) -> None:
+    async def _write(self, day: date) -> None:
         observations = self._observations_of(day)
         covered = [entry for entry in self._covered if day in entry[0].days]
         self._written.add(day)
@@ -215,7 +217,7 @@ class Collection:
         else:
             partition = self._zone.read(self._exchange.key, day)
         collected = CollectedDay(
-            requests=sum(day in request.days for request in requests),
+            requests=self._planned[day],
             rows=len(observations),
             observations=len(partition.observations),
             failed=tuple(entry for _, entry in covered if isinstance(entry, FailedRequest)),

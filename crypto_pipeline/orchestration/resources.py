@@ -27,7 +27,7 @@ from crypto_pipeline.lake.zones import RawZone, ValidatedZone
 class CcxtResource:
     """Opens configured exchanges. ``secrets``: values no message may show."""
 
-    config: PipelineConfig
+    config: PipelineConfig = field(repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
     clock: Clock = system_clock
 
