@@ -13,9 +13,11 @@ import dagster as dg
 import pandas as pd
 import yaml
 
+from crypto_pipeline.core.timeframes import utc
 from crypto_pipeline.database.connection import connect
 from crypto_pipeline.orchestration.build import build_defs
 from crypto_pipeline.orchestration.jobs import OHLCV_JOB
+from crypto_pipeline.orchestration.resources import ClockResource
 from crypto_pipeline.settings import CONFIG, DATABASE_URL, HOME, Settings, read_settings
 from crypto_pipeline.simulator import SimulatorHandle
 
@@ -69,7 +71,9 @@ class Pipeline:
 
     @cached_property
     def definitions(self) -> dg.Definitions:
-        return build_defs(settings=self.settings)
+        start = self.simulator.config.clock.starts_at
+        clock = ClockResource() if start is None else ClockResource(lambda: utc(start))
+        return build_defs(settings=self.settings, resource_overrides={"clock": clock})
 
     @cached_property
     def instance(self) -> dg.DagsterInstance:
@@ -110,7 +114,7 @@ class Pipeline:
             ),
             columns=CANDLE,
         )
-        return frame.astype({name: "float64" for name in CANDLE[4:]})
+        return frame.astype(dict.fromkeys(CANDLE[4:], "float64"))
 
     def truth(self, exchange: str, start: int, end: int, *, timeframe: str = "1m") -> pd.DataFrame:
         """What the exchange truly has of all its symbols in ``[start, end)``, in key order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import date
+from datetime import UTC, date, datetime
 
 import click
 
@@ -21,12 +21,11 @@ def command(exchange: str, start: date, end: date) -> None:
     The same range runs as a backfill launched in the UI, recorded on the same Dagster instance, run
     here one after the other. Exit status 1 if a partition is not complete.
     """
-    from crypto_pipeline.cli.environment import shared_environment
-    from crypto_pipeline.local.children import run_in_foreground
-
     settings = settings_with(None)
-    loaded = checked_config(settings)
+    loaded = settings.load_config()
     first = loaded.pipeline.exchanges[known_exchange(loaded, exchange)].start
+    if end > (today := datetime.now(UTC).date()):
+        raise click.UsageError(f"END {end} has not come yet: today is {today} (UTC).")
     if end < start:
         raise click.UsageError(f"END {end} is before START {start}.")
     if start < first:
@@ -34,7 +33,11 @@ def command(exchange: str, start: date, end: date) -> None:
             f"{loaded.path}: exchanges.{exchange}.start is {first}, after {start}.",
             hint="set an earlier start to collect earlier days.",
         )
+    checked_config(settings)
     chunk_days = loaded.pipeline.database.chunk_days
+    from crypto_pipeline.cli.environment import shared_environment
+    from crypto_pipeline.local.children import run_in_foreground
+
     with shared_environment(settings, chunk_days=chunk_days, log=say) as environment:
         # A process of its own: Dagster finds its instance by environment variables.
         module = "crypto_pipeline.orchestration.backfill"

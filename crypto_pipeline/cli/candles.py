@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -13,6 +13,9 @@ from crypto_pipeline.cli.common import UtcTime, known_exchange, say, settings_wi
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_DAY: Final = timedelta(days=1)
+_FIRST: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @click.command("candles")
@@ -44,19 +47,20 @@ def command(
     For example:
       crypto-pipeline candles binance BTC/USDT 1m --start 2024-01-01 --format csv --output btc.csv
     """
+    if form == "parquet" and output is None and sys.stdout.isatty():
+        raise click.UsageError("Parquet is no text: give --output FILE, or redirect stdout.")
+    end = end or datetime.now(UTC)
+    start = start or max(end, _FIRST + _DAY) - _DAY
+    if start >= end:
+        raise click.UsageError(f"START {start.isoformat()} is not before END {end.isoformat()}.")
+    settings = settings_with(None)
+    loaded = settings.load_config()
+    series = loaded.pipeline.exchanges[known_exchange(loaded, exchange)].series
     from crypto_pipeline.cli.environment import shared_environment
     from crypto_pipeline.database.candle_reader import read_candles
     from crypto_pipeline.database.connection import connect
     from crypto_pipeline.settings import DATABASE_URL
 
-    if form == "parquet" and output is None and sys.stdout.isatty():
-        raise click.UsageError("Parquet is no text: give --output FILE, or redirect stdout.")
-    end = end or datetime.now(UTC)
-    start = start or end - timedelta(days=1)
-    if start >= end:
-        raise click.UsageError(f"START {start.isoformat()} is not before END {end.isoformat()}.")
-    settings = settings_with(None)
-    known_exchange(settings.load_config(), exchange)
     with (
         shared_environment(settings, log=say) as environment,
         connect(environment[DATABASE_URL]) as conn,
@@ -66,6 +70,9 @@ def command(
         )
     if frame.empty:
         say(f"No candles of {exchange} {symbol} {timeframe} in this time are stored.")
+        if (symbol, timeframe) not in series:
+            known = ", ".join(f"{one.symbol} {one.timeframe}" for one in series)
+            say(f"{loaded.path} does not collect this series; of {exchange} it has {known}.")
     _write(frame.drop(columns=["run_id"]), form, output)
 
 
@@ -81,5 +88,8 @@ def _write(frame: pd.DataFrame, form: str, output: Path | None) -> None:
     if output is None:
         sys.stdout.buffer.write(content)
     else:
-        output.write_bytes(content)
+        try:
+            output.write_bytes(content)
+        except OSError as error:
+            raise click.FileError(str(output), error.strerror) from error
         say(f"{len(frame):,} candles written to {output}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -15,7 +16,8 @@ from crypto_pipeline.settings import Settings, read_settings
 
 def say(text: str) -> None:
     """A sentence for the user, on stderr: stdout is for data."""
-    click.echo(text, err=True)
+    with suppress(OSError):  # the terminal may be closed: what is under way must end in order
+        click.echo(text, err=True)
 
 
 def settings_with(config: Path | None) -> Settings:
@@ -30,9 +32,9 @@ def checked_config(settings: Settings) -> LoadedConfig:
     Raises:
         ConfigError: one line a mistake.
     """
+    loaded = settings.load_config()  # before ccxt is imported: a mistake is told at once
     from crypto_pipeline.exchanges.catalogue import check_exchanges
 
-    loaded = settings.load_config()
     check_exchanges(loaded)
     return loaded
 

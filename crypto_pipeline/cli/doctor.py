@@ -32,6 +32,9 @@ def command(config: Path | None) -> None:
             except CryptoPipelineError as error:
                 healthy = False
                 click.echo(f"WRONG {name}: {error}")
+            except Exception as error:  # noqa: BLE001 - the other checks are wanted all the more
+                healthy = False
+                click.echo(f"WRONG {name}: {type(error).__name__}: {error}")
     sys.exit(0 if healthy else 1)
 
 

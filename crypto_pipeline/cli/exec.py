@@ -10,7 +10,9 @@ from crypto_pipeline.cli.common import say
 from crypto_pipeline.settings import read_settings
 
 
-@click.command("exec", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(cmd: tuple[str, ...]) -> None:
     r"""Run CMD with the database and Dagster set up, and return its exit status.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
+from types import FrameType
 from typing import Final
 
 import click
@@ -46,11 +49,26 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: our own errors are one message on stderr and exit status 2, without a trace."""
+    """Entry point: our own errors are one message on stderr and exit status 2, without a trace.
+
+    SIGTERM and SIGHUP (a closed terminal) end a command in order, as Ctrl-C does: what it started
+    is stopped.
+    """
     from crypto_pipeline.errors import CryptoPipelineError
 
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _end_in_order)
     try:
         cli()
     except CryptoPipelineError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
+
+
+def _end_in_order(number: int, frame: FrameType | None) -> None:
+    del frame
+    signal.signal(number, signal.SIG_IGN)  # once: a second one must not interrupt the cleaning up
+    if number == signal.SIGHUP and os.getpgrp() == os.getpid():
+        os.killpg(0, number)  # a terminal tells the leader only, who waits for the others
+    sys.exit(128 + number)

@@ -22,12 +22,12 @@ def command(as_json: bool) -> None:  # noqa: FBT001 - click's way
     Missing are the candles that the time between the first and the last one has room for and that
     are not stored.
     """
+    settings = settings_with(None)
+    loaded = settings.load_config()
     from crypto_pipeline.cli.environment import shared_environment
     from crypto_pipeline.database.connection import connect
     from crypto_pipeline.settings import DATABASE_URL
 
-    settings = settings_with(None)
-    loaded = settings.load_config()
     with (
         shared_environment(settings, log=say) as environment,
         connect(environment[DATABASE_URL]) as conn,

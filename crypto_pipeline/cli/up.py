@@ -149,20 +149,23 @@ class _Stopped(Exception):
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the block in order; further ones wait until that is done."""
+    """Ctrl-C, SIGTERM and a closed terminal end the block in order; further ones wait for that."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        numbers.append(signal.SIGHUP)
 
     def stop(number: int, frame: FrameType | None) -> None:
         del frame
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in numbers:
             signal.signal(each, signal.SIG_IGN)
         say(f"\n{signal.Signals(number).name}: stopping …")
         raise _Stopped
 
-    before = [signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
     except _Stopped:
         say("Stopped.")
     finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

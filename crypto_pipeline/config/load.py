@@ -24,6 +24,7 @@ _SECRET_KEYS: Final = re.compile(
     r".*(?:secret|password|passphrase|apikey|privatekey|authorization|cookie)"
     r"|.*token|walletaddress|accountid|uid|login|twofa"
 )
+_SECRET_NAMES: Final = re.compile(r"key|secret|passw|passphrase|token|credential", re.IGNORECASE)
 _USER_IN_URL: Final = re.compile(r"://([^/@\s]+)@")
 _NEEDED: Final = {
     "exchanges": "a mapping of exchanges",
@@ -36,6 +37,7 @@ _REASONS: Final = {
     "dict_type": "must be a mapping of keys",
     "tuple_type": "must be a list",
     "finite_number": "must be a finite number",
+    "too_short": "must have at least 1 item",
 }
 
 
@@ -72,16 +74,24 @@ def load_config(path: Path, environment: Mapping[str, str]) -> LoadedConfig:
         raise ConfigError(f"{path}: not valid YAML: {error}.") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: holds no mapping.", hint="start it with the key exchanges.")
+    variables = _Variables(environment)
     try:
-        document = _interpolated(document, environment, path)
+        document = variables.filled_in(document)
     except RecursionError:
         raise ConfigError(f"{path}: a mapping or list holds itself.") from None
-    secrets = tuple(sorted(set(_secrets(document)), key=len)[::-1])
+    secrets = tuple(sorted({*variables.secrets, *_secrets(document)}, key=len, reverse=True))
+    if variables.mistakes:
+        lines = [redacted(line, secrets) for line in dict.fromkeys(variables.mistakes)]
+        raise ConfigError(
+            "\n".join(f"{path}: {line}" for line in lines),
+            hint="set it before starting, or take ${…} out of the file ($$ writes a plain $).",
+        )
     try:
         pipeline = PipelineConfig.model_validate(document)
     except ValidationError as error:
-        lines = [f"{path}: {_told(each, secrets)}" for each in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+        lines = [_told(each, secrets) for each in _first_causes(error.errors())]
+        told = "\n".join(f"{path}: {redacted(line, secrets)}" for line in dict.fromkeys(lines))
+        raise ConfigError(told) from None
     return LoadedConfig(pipeline, path, secrets)
 
 
@@ -116,42 +126,54 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _interpolated(document: Any, environment: Mapping[str, str], path: Path) -> Any:
-    mistakes: list[str] = []
+def _first_causes(errors: list[ErrorDetails]) -> Iterator[ErrorDetails]:
+    """All but those that follow from others: a list whose items are all wrong is not too short."""
+    for error in errors:
+        below = [each["loc"] for each in errors if each["loc"][: len(error["loc"])] == error["loc"]]
+        if error["type"] != "too_short" or len(below) == 1:
+            yield error
 
-    def value_of(match: re.Match[str], where: str) -> str:
+
+class _Variables:
+    """Fills in ``${NAME}``; notes every mistake, and values of variables named like credentials."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self.mistakes: list[str] = []
+        self.secrets: set[str] = set()
+
+    def filled_in(self, node: Any, where: str = "") -> Any:
+        """The node with its variables; ``where`` is its path in the file."""
+        if isinstance(node, dict):
+            return self._mapping(node, where)
+        if isinstance(node, list):
+            return [self.filled_in(item, f"{where}[{index}]") for index, item in enumerate(node)]
+        if isinstance(node, str):
+            return _VARIABLE.sub(lambda match: self._value(match, where), node)
+        return node
+
+    def _mapping(self, node: dict[Any, Any], where: str) -> dict[Any, Any]:
+        result: dict[Any, Any] = {}
+        for key, value in node.items():
+            name = self.filled_in(key, where)
+            if name in result:
+                self.mistakes.append(f"{where or 'the file'}: the key {name!r} stands twice.")
+            result[name] = self.filled_in(value, f"{where}.{key}" if where else str(key))
+        return result
+
+    def _value(self, match: re.Match[str], where: str) -> str:
         name, closed = match[1], match[2]
         if name is None:
             return "$"
         if closed is None:
-            mistakes.append(f"{where}: a ${{ without its closing brace.")
-        elif name not in environment:
+            self.mistakes.append(f"{where}: a ${{ without its closing brace.")
+        elif name not in self._environment:
             shown = name or "(no name)"
-            mistakes.append(f"{where}: the environment variable {shown} is not set.")
-        return environment.get(name, "")
-
-    def walk(node: Any, where: str) -> Any:
-        if isinstance(node, dict):
-            result = {}
-            for key, value in node.items():
-                name = walk(key, where)
-                if name in result:
-                    mistakes.append(f"{where or 'the file'}: the key {name!r} stands twice.")
-                result[name] = walk(value, f"{where}.{key}" if where else str(key))
-            return result
-        if isinstance(node, list):
-            return [walk(item, f"{where}[{index}]") for index, item in enumerate(node)]
-        if isinstance(node, str):
-            return _VARIABLE.sub(lambda match: value_of(match, where), node)
-        return node
-
-    filled_in = walk(document, "")
-    if mistakes:
-        raise ConfigError(
-            "\n".join(f"{path}: {mistake}" for mistake in dict.fromkeys(mistakes)),
-            hint="set it before starting, or take ${…} out of the file ($$ writes a plain $).",
-        )
-    return filled_in
+            self.mistakes.append(f"{where}: the environment variable {shown} is not set.")
+        value = self._environment.get(name, "")
+        if value and _SECRET_NAMES.search(name):
+            self.secrets.add(value)
+        return value
 
 
 def _secrets(node: object, *, secret: bool = False) -> Iterator[str]:
@@ -187,14 +209,14 @@ def _told(error: ErrorDetails, secrets: tuple[str, ...]) -> str:
         needed = _NEEDED.get(str(location[-1]), "")
         return f"{where}: is missing{needed and f': {needed}'}."
     reason = _REASONS.get(error["type"]) or error["msg"].removeprefix("Value error, ")
-    return redacted(f"{where}: {reason}.{_found(error['input'], location)}", secrets)
+    return f"{where}: {reason}.{_found(error['input'], location, secrets)}"
 
 
-def _found(value: object, location: list[int | str]) -> str:
-    """What stands there, unless it is or may hold a credential."""
+def _found(value: object, location: list[int | str], secrets: tuple[str, ...]) -> str:
+    """What stands there, unless it is or may hold a credential. Cut after redaction."""
     if "ccxt" in location or any(map(_is_secret_key, location)) or isinstance(value, dict):
         return ""
-    return f" Found: {str(value)[:200]!r}."
+    return f" Found: {redacted(str(value), secrets)[:200]!r}."
 
 
 def _allowed_keys(location: list[int | str]) -> list[str]:

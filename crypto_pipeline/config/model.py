@@ -126,9 +126,7 @@ class ExchangeConfig(_Model):
     @property
     def exchange_habits(self) -> Habits:
         """The exchange's habits with this file's overrides."""
-        return habits_of(self.ccxt_id).model_copy(
-            update=self.habits.model_dump(exclude_unset=True)
-        )
+        return habits_of(self.ccxt_id).model_copy(update=self.habits.model_dump(exclude_unset=True))
 
     @property
     def rate_limited(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import ccxt.async_support
 
@@ -12,6 +13,9 @@ from crypto_pipeline.config.load import LoadedConfig
 from crypto_pipeline.config.model import RetryConfig
 from crypto_pipeline.errors import ConfigError, ExchangeError
 from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
+
+#: Constructor keys that are no properties.
+_SWITCHES: Final = ("sandbox", "testnet")
 
 
 def check_exchanges(config: LoadedConfig) -> None:
@@ -37,13 +41,32 @@ def _mistakes(config: LoadedConfig) -> Iterator[str]:
                 f" It has {len(known)}: `python -c 'import ccxt; print(ccxt.exchanges)'` lists them."
             )
             continue
-        served = getattr(ccxt.async_support, exchange.ccxt_id)().timeframes or {}
+        plain = getattr(ccxt.async_support, exchange.ccxt_id)()
+        yield from _unknown_keys(plain, exchange.ccxt, f"{where}.ccxt")
+        served = plain.timeframes or {}
+        if not served or plain.has["fetchOHLCV"] is not True:
+            yield f"{where}: ccxt {ccxt.__version__} has no candles of {exchange.ccxt_id}."
+            continue
         for timeframe in exchange.timeframes:
             if timeframe not in served:
                 yield (
                     f"{where}.timeframes: {exchange.ccxt_id} has no timeframe {timeframe!r}."
                     f" Allowed: {', '.join(served)}."
                 )
+
+
+def _unknown_keys(plain: Any, section: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Any key becomes an attribute in ccxt: a misspelt one does nothing, another breaks a method."""
+    known = [name for name in dir(plain) if not name.startswith("_")]
+    settable = [*_SWITCHES, *(name for name in known if not callable(getattr(plain, name)))]
+    for key in section:
+        if key not in settable:
+            close = difflib.get_close_matches(key, settable, n=1, cutoff=0.75)
+            guess = f" Did you mean {close[0]}?" if close else ""
+            yield (
+                f"{where}.{key}: ccxt's {plain.id} has no such setting.{guess} Allowed are the"
+                " properties of ccxt's exchange classes: apiKey, secret, options, urls, timeout …"
+            )
 
 
 async def check_symbols(config: LoadedConfig, *, patience_seconds: float = 10.0) -> list[str]:

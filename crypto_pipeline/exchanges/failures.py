@@ -21,6 +21,7 @@ from crypto_pipeline.errors import (
     RequestRefused,
 )
 from crypto_pipeline.exchanges.strict import Exchanged
+from crypto_pipeline.redaction import redacted
 
 _RATE_STATUS: Final = {418, 429}
 #: Exchange codes that mean "later", found in ccxt's bare ExchangeError texts.
@@ -28,6 +29,10 @@ _LATER: Final = (
     "EService:Timeout", "EService:Throttled", "EService:Deadline", "EService:Unavailable",
     "EService:Busy", '"code":-1008', "50061", "10016",
 )  # fmt: skip
+#: And those that mean "never": this exchange does not know the market.
+_NEVER: Final = ("EQuery:Unknown asset pair",)
+#: Statuses by which an exchange calls the request itself wrong, if it says so in its own JSON.
+_REFUSED_STATUS: Final = {400, 404, 422}
 _HINTS: Final[dict[type[ExchangeError], str]] = {
     ExchangeUnavailable: "nothing, if it passes: the next tick asks again. Otherwise look at the"
     " exchange's status page and at this machine's network or proxy.",
@@ -53,29 +58,26 @@ def told(
         seen: the reply, as far as one came.
         redact: values that must not be shown.
     """
-    kind = _kind(error, seen.status)
+    kind = _kind(error, seen)
     reason = str(error) or type(error).__name__
     cause = error.__cause__
     if isinstance(error, ccxt_errors.BaseError):
         reason = f"{type(error).__name__}: {reason}"
         if cause is not None:
             reason += f" ({type(cause).__name__}: {cause})"
-    for secret in redact:
-        reason = reason.replace(secret, "***")
-    bare = type(error) is ccxt_errors.ExchangeError
     return kind(
-        f"{tried}: {' '.join(reason.split())[:600]}.",
+        f"{tried}: {' '.join(redacted(reason, redact).split())[:600]}.",
         hint=_HINTS[kind],
-        rerun_helps=True if bare else None,
         http_status=seen.status,
         retry_after=seen.retry_after,
     )
 
 
-def _kind(error: BaseException, status: int | None) -> type[ExchangeError]:  # noqa: PLR0911 - a decision table
+def _kind(error: BaseException, seen: Exchanged) -> type[ExchangeError]:  # noqa: PLR0911 - a decision table
     if isinstance(error, ExchangeError):
         kind: type[ExchangeError] = type(error)
         return kind if kind in _HINTS else ExchangeUnavailable
+    status, bare = seen.status, type(error) is ccxt_errors.ExchangeError
     if status == 451:
         return ExchangeBlocked
     rate = (ccxt_errors.RateLimitExceeded, ccxt_errors.DDoSProtection)
@@ -86,15 +88,18 @@ def _kind(error: BaseException, status: int | None) -> type[ExchangeError]:  # n
     later = (ccxt_errors.OperationFailed, aiohttp.ClientError, asyncio.TimeoutError, OSError)
     if isinstance(error, ccxt_errors.BadResponse):
         return BadAnswer
-    if (status or 0) >= 500 or isinstance(error, later) or _says_later(error):
+    if (status or 0) >= 500 or isinstance(error, later) or (bare and _says(error, _LATER)):
         return ExchangeUnavailable
     if isinstance(error.__cause__, aiohttp.ClientError):
         return ExchangeUnavailable
-    if type(error) is ccxt_errors.ExchangeError or not isinstance(error, ccxt_errors.BaseError):
+    if not isinstance(error, ccxt_errors.BaseError):
         return BadAnswer  # ccxt's own code stumbling over an answer raises KeyError, TypeError …
+    refused = status in _REFUSED_STATUS and isinstance(seen.body, dict)
+    if bare and not refused and not _says(error, _NEVER):
+        return BadAnswer
     return RequestRefused
 
 
-def _says_later(error: BaseException) -> bool:
+def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
     text = str(error)
-    return isinstance(error, ccxt_errors.BaseError) and any(sign in text for sign in _LATER)
+    return any(sign in text for sign in signs)

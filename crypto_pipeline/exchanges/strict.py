@@ -10,10 +10,12 @@ a context variable, which no concurrent request shares.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -21,6 +23,7 @@ import ccxt.async_support
 import orjson
 
 from crypto_pipeline.errors import BadAnswer, ConfigError, ExchangeUnavailable
+from crypto_pipeline.redaction import redacted
 
 
 @dataclass
@@ -44,18 +47,28 @@ class Exchanged:
         """Seconds the exchange asked us to wait; None if it did not say."""
         text = self.header("Retry-After")
         try:
-            return None if text is None else max(0.0, float(text))
+            seconds = float(text or "nan")
         except ValueError:
             return None  # the HTTP-date form: no exchange in the table sends it
+        return max(0.0, seconds) if math.isfinite(seconds) else None
 
     @property
     def server_time(self) -> int | None:
         """The second named by the ``Date`` header, ms; None without a readable one."""
         text = self.header("Date")
         try:
-            return None if text is None else int(parsedate_to_datetime(text).timestamp()) * 1_000
-        except ValueError:
+            date = None if text is None else parsedate_to_datetime(text)
+        except (ValueError, OverflowError):
             return None
+        if date is None:
+            return None
+        # HTTP dates are UTC; one that says "-0000" comes without a zone
+        return int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()) * 1_000
+
+    def restart(self, sent_at: int) -> None:
+        """Forget an earlier request of the same call, such as the one for the markets."""
+        self.sent_at, self.received_at = sent_at, 0
+        self.status, self.headers, self.body, self.rows = None, {}, None, None
 
 
 CURRENT: ContextVar[Exchanged | None] = ContextVar("crypto_pipeline_exchanged", default=None)
@@ -64,6 +77,7 @@ CURRENT: ContextVar[Exchanged | None] = ContextVar("crypto_pipeline_exchanged", 
 class StrictAnswers:
     """Mixed in before a ccxt exchange class; see the module's docstring."""
 
+    secrets: tuple[str, ...] = ()
     clock: Callable[[], int] = staticmethod(lambda: time.time_ns() // 1_000_000)
     on_request: Callable[[], None] = staticmethod(lambda: None)
 
@@ -74,7 +88,7 @@ class StrictAnswers:
         self.on_request()
         exchanged = CURRENT.get()
         if exchanged is not None:
-            exchanged.sent_at = self.clock()
+            exchanged.restart(self.clock())
         return await super().fetch(url, method, headers, body)  # type: ignore[misc]
 
     @staticmethod
@@ -113,7 +127,9 @@ class StrictAnswers:
             self.handle_http_status_code(code, reason, url, method, body)  # type: ignore[attr-defined]
             raise ExchangeUnavailable(f"HTTP {code} {reason}", http_status=code)
         if response is None or isinstance(response, str):
-            raise BadAnswer(f"HTTP {code} with {_shown(body)} instead of JSON", http_status=code)
+            raise BadAnswer(
+                f"HTTP {code} with {self._shown(body)} instead of JSON", http_status=code
+            )
         return handled
 
     def parse_ohlcvs(
@@ -133,16 +149,23 @@ class StrictAnswers:
         """
         del market, timeframe, since, limit, tail
         exchanged = CURRENT.get()
-        rows = ohlcvs if isinstance(ohlcvs, list) else []
-        if exchanged is not None:
-            if not isinstance(exchanged.body, list) and not _holds(exchanged.body, ohlcvs):
-                raise BadAnswer(
-                    f"HTTP {exchanged.status} with JSON that holds no list of candles where this"
-                    f" exchange puts them: {_shown(str(exchanged.body))}",
-                    http_status=exchanged.status,
-                )
-            exchanged.rows = rows
-        return rows
+        if exchanged is None:
+            return ohlcvs or []
+        if not isinstance(ohlcvs, list) or not _holds(exchanged.body, ohlcvs):
+            raise BadAnswer(
+                f"HTTP {exchanged.status} with JSON that holds no list of candles where this"
+                f" exchange puts them: {self._shown(str(exchanged.body))}",
+                http_status=exchanged.status,
+            )
+        exchanged.rows = ohlcvs
+        return ohlcvs
+
+    def _shown(self, body: str | None) -> str:
+        """The start of a body, on one line. Cut after redaction: half a secret is no secret kept."""
+        text = " ".join(redacted(body or "", self.secrets).split())
+        if not text:
+            return "an empty body"
+        return repr(text[:120] + "…" if len(text) > 120 else text)
 
 
 def strict_exchange(ccxt_id: str, options: dict[str, Any]) -> Any:
@@ -157,18 +180,10 @@ def strict_exchange(ccxt_id: str, options: dict[str, Any]) -> Any:
     return type(f"Strict{ccxt_id.title()}", (StrictAnswers, genuine), {})(options)
 
 
-def _holds(body: Any, rows: Any, depth: int = 4) -> bool:
+def _holds(body: Any, rows: list[Any], depth: int = 4) -> bool:
     """Whether this very list object is part of the decoded answer."""
     if body is rows:
-        return rows is not None
+        return True
     if depth and isinstance(body, dict):
         return any(_holds(value, rows, depth - 1) for value in body.values())
     return False
-
-
-def _shown(body: str | None) -> str:
-    """The start of a body, on one line."""
-    text = " ".join((body or "").split())
-    if not text:
-        return "an empty body"
-    return repr(text[:120] + "…" if len(text) > 120 else text)

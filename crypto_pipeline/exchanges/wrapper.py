@@ -16,10 +16,17 @@ from crypto_pipeline.core.answers import CCXT_LAYOUT, Answer, Layout
 from crypto_pipeline.core.coverage import Series
 from crypto_pipeline.core.intervals import Interval
 from crypto_pipeline.core.timeframes import timeframe_ms, utc
-from crypto_pipeline.errors import CryptoPipelineError, RequestRefused
+from crypto_pipeline.errors import (
+    BadAnswer,
+    ConfigError,
+    CryptoPipelineError,
+    ExchangeError,
+    RequestRefused,
+)
 from crypto_pipeline.exchanges.clock import ExchangeClock
 from crypto_pipeline.exchanges.failures import told
 from crypto_pipeline.exchanges.strict import CURRENT, Exchanged, strict_exchange
+from crypto_pipeline.redaction import redacted
 
 Clock = Callable[[], int]
 
@@ -69,9 +76,23 @@ class ExchangeWrapper:
         self._secrets = secrets
         self._clock = clock
         self._layouts: dict[str, Layout | None] = {}
-        self._ccxt = strict_exchange(config.ccxt_id, self._ccxt_options())
+        self._ccxt = self._made()
         self._ccxt.clock = clock
+        self._ccxt.secrets = secrets
         self._ccxt.on_request = self._count
+
+    def _made(self) -> Any:
+        try:
+            return strict_exchange(self.config.ccxt_id, self._ccxt_options())
+        except ConfigError:
+            raise
+        except Exception as error:  # noqa: BLE001 - ccxt's constructor checks nothing it is given
+            reason = redacted(f"{type(error).__name__}: {error}", self._secrets)
+        raise ConfigError(
+            f"exchanges.{self.key}.ccxt: ccxt's {self.config.ccxt_id} cannot be made from it:"
+            f" {reason}.",
+            hint="these keys go to ccxt's constructor; see its manual for their types.",
+        )
 
     def _ccxt_options(self) -> dict[str, Any]:
         ours: dict[str, Any] = {
@@ -143,7 +164,13 @@ class ExchangeWrapper:
             limit=(window.end - window.start) // length,
             params=params,
         )
-        rows, layout = self._rows(seen.rows or [], series.symbol)
+        if seen.rows is None:
+            raise BadAnswer(
+                f"{tried}: ccxt's {self.config.ccxt_id} returned without reading any candles.",
+                hint="ccxt has changed, or this exchange cannot be collected with it.",
+                http_status=seen.status,
+            )
+        rows, layout = self._rows(seen.rows, series.symbol)
         return Answer(
             symbol=series.symbol,
             timeframe=series.timeframe,
@@ -192,15 +219,17 @@ class ExchangeWrapper:
         self, call: Callable[..., Any], tried: str, *args: Any, **named: Any
     ) -> Exchanged:
         seen = Exchanged()
+        failure: ExchangeError | None = None
         token = CURRENT.set(seen)
         try:
             await call(*args, **named)
-        except Exception as error:  # noqa: BLE001
-            # ccxt raises anything, and its texts may hold credentials: only the typed error goes on.
-            raise told(error, tried=tried, seen=seen, redact=self._secrets) from None
+        except Exception as error:  # noqa: BLE001 - ccxt raises anything
+            failure = told(error, tried=tried, seen=seen, redact=self._secrets)
         finally:
             CURRENT.reset(token)
             self.exchange_clock.observe(seen)
+        if failure is not None:
+            raise failure  # here, without ccxt's error in its chain: that may hold credentials
         return seen
 
     def _rows(self, rows: list[Any], symbol: str) -> tuple[list[Any], Layout]:

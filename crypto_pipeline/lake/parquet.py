@@ -1,8 +1,15 @@
-"""Frames to Parquet bytes and back, with every dtype and the file's own notes intact."""
+"""Frames to Parquet bytes and back, with every dtype and the file's own notes intact.
+
+Pages and notes carry checksums: a disk that flips a bit must not become a candle, nor a claim that
+one was asked for.
+"""
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Mapping
+from typing import Final
 
 import pandas as pd
 import pyarrow as pa
@@ -10,7 +17,8 @@ import pyarrow.parquet as pq
 
 from crypto_pipeline.errors import LakeError
 
-_ARROW: dict[object, pa.DataType] = {
+_CHECKSUM: Final = "crypto_pipeline.crc32"
+_ARROW: Final[dict[object, pa.DataType]] = {
     "category": pa.dictionary(pa.int32(), pa.string()),
     "float64": pa.float64(),
     "int64": pa.int64(),
@@ -24,13 +32,15 @@ def to_parquet(
     frame: pd.DataFrame, dtypes: Mapping[str, object], notes: Mapping[str, str]
 ) -> bytes:
     """The frame as one Parquet file whose schema is ``dtypes``, never what the rows suggest."""
-    schema = pa.schema(
-        [(name, _ARROW[dtype]) for name, dtype in dtypes.items()], metadata=dict(notes)
-    )
+    schema = pa.schema([(name, _ARROW[dtype]) for name, dtype in dtypes.items()])
     table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
     sink = pa.BufferOutputStream()
     pq.write_table(
-        table.replace_schema_metadata(dict(notes)), sink, compression="zstd", store_schema=True
+        table.replace_schema_metadata({**notes, _CHECKSUM: _checksum(notes)}),
+        sink,
+        compression="zstd",
+        store_schema=True,
+        write_page_checksum=True,
     )
     return sink.getvalue().to_pybytes()
 
@@ -41,15 +51,40 @@ def from_parquet(
     """The frame and the notes of a file written by :func:`to_parquet`.
 
     Raises:
-        LakeError: not such a file, or one of other columns.
+        LakeError: not such a file, one of other columns, or one that was damaged since.
     """
     try:
-        table = pq.read_table(pa.BufferReader(content), partitioning=None)
+        table = pq.read_table(
+            pa.BufferReader(content), partitioning=None, page_checksum_verification=True
+        )
         notes = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        _check(table, notes, dtypes)
         frame = table.select(list(dtypes)).to_pandas()
-    except (pa.ArrowException, KeyError, ValueError) as error:
+        for name in [name for name, dtype in dtypes.items() if dtype == "category"]:
+            # without values categories come back as objects, which no text can be united with
+            categories = pd.Index(frame[name].cat.categories, dtype="str")
+            frame[name] = frame[name].cat.rename_categories(categories)
+        frame = frame.astype(dict(dtypes))
+    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
         raise LakeError(
-            f"{where} is not a file of this lake: {error}.",
+            f"{where} is not a file of this lake, or it is damaged: {error}.",
             hint="move it away; the partition can be fetched (raw) or rebuilt (validated) again.",
         ) from error
-    return frame.astype(dict(dtypes)), notes
+    del notes[_CHECKSUM]
+    return frame, notes
+
+
+def _check(table: pa.Table, notes: Mapping[str, str], dtypes: Mapping[str, object]) -> None:
+    """ValueError or KeyError for a table that :func:`to_parquet` did not write like this."""
+    plain = {name: text for name, text in notes.items() if name != _CHECKSUM}
+    if notes[_CHECKSUM] != _checksum(plain):
+        raise ValueError("its notes do not have the checksum they were written with")
+    for name, dtype in dtypes.items():
+        if table.schema.field(name).type != _ARROW[dtype]:
+            raise ValueError(f"its column {name} is {table.schema.field(name).type}")
+        if dtype in ("bool", "int64") and table[name].null_count:
+            raise ValueError(f"its column {name} has nulls")
+
+
+def _checksum(notes: Mapping[str, str]) -> str:
+    return str(zlib.crc32(json.dumps(sorted(notes.items())).encode()))

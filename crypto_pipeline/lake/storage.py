@@ -36,10 +36,8 @@ class LakeStorage:
             content: bytes = self._fs.cat_file(self._path(name))
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise LakeError(
-                f"{self.where(name)} cannot be read: {error}.", rerun_helps=True
-            ) from error
+        except Exception as error:  # stores raise errors of their own beyond OSError
+            raise self._failed(name, "read", error) from error
         return content
 
     def write(self, name: str, content: bytes) -> None:
@@ -57,12 +55,8 @@ class LakeStorage:
                 _replace(Path(path), content)
             else:
                 self._fs.pipe_file(path, content)
-        except OSError as error:
-            raise LakeError(
-                f"{self.where(name)} cannot be written: {error}; what was there before stands.",
-                hint="see to free space and permissions of the lake.",
-                rerun_helps=True,
-            ) from error
+        except Exception as error:  # stores raise errors of their own beyond OSError
+            raise self._failed(name, "written", error) from error
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there.
@@ -74,8 +68,17 @@ class LakeStorage:
             self._fs.rm_file(self._path(name))
         except FileNotFoundError:
             return
-        except OSError as error:
-            raise LakeError(f"{self.where(name)} cannot be removed: {error}.") from error
+        except Exception as error:  # stores raise errors of their own beyond OSError
+            raise self._failed(name, "removed", error) from error
+
+    def _failed(self, name: str, what: str, error: Exception) -> LakeError:
+        """Any error: beyond OSError, every kind of store raises its own."""
+        stands = "; what was there before stands" if what == "written" else ""
+        return LakeError(
+            f"{self.where(name)} cannot be {what}: {str(error) or repr(error)}{stands}.",
+            hint="see to free space and permissions of the lake, and to the store's credentials.",
+            rerun_helps=True,
+        )
 
     def where(self, name: str) -> str:
         """The file's full address, for metadata and messages."""

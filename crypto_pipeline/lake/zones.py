@@ -16,6 +16,7 @@ import pandas as pd
 
 from crypto_pipeline.core.candles import CANDLE_DTYPES, OBSERVATION_DTYPES, empty_observations
 from crypto_pipeline.core.coverage import Coverage
+from crypto_pipeline.errors import LakeError
 from crypto_pipeline.lake.parquet import from_parquet, to_parquet
 from crypto_pipeline.lake.storage import LakeStorage
 
@@ -52,7 +53,13 @@ class RawZone:
         if content is None:
             return RawPartition()
         frame, notes = from_parquet(content, OBSERVATION_DTYPES, where=self._storage.where(name))
-        return RawPartition(frame, Coverage.from_json(notes.get(_COVERAGE, "[]")))
+        try:
+            return RawPartition(frame, Coverage.from_json(notes[_COVERAGE]))
+        except (KeyError, ValueError, TypeError) as error:
+            raise LakeError(
+                f"{self._storage.where(name)} does not say what was asked for: {error!r}.",
+                hint="move it away; the partition can be fetched again.",
+            ) from error
 
     def update(
         self, exchange: str, day: date, change: Callable[[RawPartition], RawPartition]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, Self
 
 import psutil
 
@@ -27,12 +27,9 @@ def run_in_foreground(command: Sequence[str], environment: Mapping[str, str]) ->
     Raises:
         LocalServiceError: there is no such program.
     """
-    with (
-        subprocess.Popen(
-            [_program(command[0], environment), *command[1:]], env=environment
-        ) as child,
-        _signals_passed_to(child),
-    ):
+    argv = [_program(command[0], environment), *command[1:]]
+    with _Passing() as passing, subprocess.Popen(argv, env=environment) as child:
+        passing.to(child)
         status = child.wait()
     return status if status >= 0 else 128 - status
 
@@ -85,22 +82,41 @@ def _program(name: str, environment: Mapping[str, str]) -> str:
     return found
 
 
-@contextmanager
-def _signals_passed_to(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        del frame
-        with suppress(ProcessLookupError):
-            child.send_signal(number)
+class _Passing:
+    """Passes SIGTERM and SIGHUP on to a child; Ctrl-C reaches it through the terminal.
 
-    before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    In force before the child starts: a signal in between would end us, and leave it behind.
+    """
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._early: list[int] = []
+
+    def __enter__(self) -> Self:
+        self._before = {
+            number: signal.signal(number, self._pass_on)
+            for number in (signal.SIGTERM, signal.SIGHUP)
+        }
+        self._before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def to(self, child: subprocess.Popen[bytes]) -> None:
+        """The child has started: it gets what came meanwhile, and what comes from now on."""
+        self._child = child
+        while self._early:
+            self._pass_on(self._early.pop(), None)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self._child is None:
+            self._early.append(number)
+            return
+        with suppress(ProcessLookupError):
+            self._child.send_signal(number)
 
 
 def _end_group(leader: subprocess.Popen[bytes]) -> None:

@@ -28,5 +28,5 @@ def candles_columns() -> dg.TableSchema:
 
 def _sql_type(column: Column[Any]) -> str:
     """The type as PostgreSQL shows it, without its collation."""
-    dialect = postgresql.dialect()  # type: ignore[no-untyped-call] - SQLAlchemy leaves it untyped
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     return str(column.type.compile(dialect)).split(" COLLATE")[0].lower()

@@ -1,0 +1,25 @@
+"""Taking credentials out of texts that are going to be shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from urllib.parse import quote, quote_plus
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """The text without the secrets, in whatever form it holds them: plain, in a URL, in JSON."""
+    for secret in secrets:
+        forms = {
+            secret,
+            " ".join(secret.split()),
+            quote(secret),
+            quote(secret, safe=""),
+            quote_plus(secret),
+            json.dumps(secret)[1:-1],
+            json.dumps(secret, ensure_ascii=False)[1:-1],
+            repr(secret)[1:-1],
+        }
+        for form in sorted(forms - {""}, key=len, reverse=True):
+            text = text.replace(form, "***")
+    return text
