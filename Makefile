@@ -22,7 +22,7 @@ run: install
 	$(BIN)/crypto-pipeline up --port $(PORT)
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from typing import Final
 from urllib.parse import quote, quote_plus
+
+#: Shorter ones are taken out as whole words only: ``uid: a`` must not make every text unreadable.
+_ANYWHERE: Final = 6
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:
@@ -21,5 +26,8 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
             repr(secret)[1:-1],
         }
         for form in sorted(forms - {""}, key=len, reverse=True):
-            text = text.replace(form, "***")
+            if len(form) >= _ANYWHERE:
+                text = text.replace(form, "***")
+            else:
+                text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "***", text)
     return text

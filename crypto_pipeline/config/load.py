@@ -76,6 +76,7 @@ def load_config(path: Path, environment: Mapping[str, str]) -> LoadedConfig:
         raise ConfigError(f"{path}: holds no mapping.", hint="start it with the key exchanges.")
     variables = _Variables(environment)
     try:
+        literal = list(_literal_credentials(document))
         document = variables.filled_in(document)
     except RecursionError:
         raise ConfigError(f"{path}: a mapping or list holds itself.") from None
@@ -92,6 +93,11 @@ def load_config(path: Path, environment: Mapping[str, str]) -> LoadedConfig:
         lines = [_told(each, secrets) for each in _first_causes(error.errors())]
         told = "\n".join(f"{path}: {redacted(line, secrets)}" for line in dict.fromkeys(lines))
         raise ConfigError(told) from None
+    if literal:
+        raise ConfigError(
+            "\n".join(f"{path}: {where}: a credential stands in the file." for where in literal),
+            hint="write ${NAME} there, and set that environment variable before starting.",
+        )
     return LoadedConfig(pipeline, path, secrets)
 
 
@@ -174,6 +180,21 @@ class _Variables:
         if value and _SECRET_NAMES.search(name):
             self.secrets.add(value)
         return value
+
+
+def _literal_credentials(node: object, where: str = "", *, secret: bool = False) -> Iterator[str]:
+    """Where credentials are written out instead of being named as variables."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            below = f"{where}.{key}" if where else str(key)
+            yield from _literal_credentials(value, below, secret=secret or _is_secret_key(key))
+    elif isinstance(node, list):
+        for index, item in enumerate(node):
+            yield from _literal_credentials(item, f"{where}[{index}]", secret=secret)
+    elif secret and node not in (None, "", True, False):
+        variables = (match[1] for match in _VARIABLE.finditer(str(node)))
+        if not any(variables):
+            yield where
 
 
 def _secrets(node: object, *, secret: bool = False) -> Iterator[str]:

@@ -183,7 +183,7 @@ class Collection:
         try:
             answer = await self._exchange.fetch(request.series, request.window)
         except ExchangeError as error:
-            failed = FailedRequest(request, error, self._exchange.now)
+            failed = FailedRequest(request, error, self._exchange.our_now)
             self._result.failed.append(failed)
             self._covered.append((request, failed))
             if isinstance(error, RequestRefused):

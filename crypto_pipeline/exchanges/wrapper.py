@@ -121,6 +121,11 @@ class ExchangeWrapper:
         await self._ccxt.close()
 
     @property
+    def our_now(self) -> int:
+        """Our clock, ms."""
+        return self._clock()
+
+    @property
     def now(self) -> int:
         """The exchange's clock, ms."""
         return self._clock() + self.exchange_clock.offset_ms

@@ -93,13 +93,7 @@ class TestTheCommand:
 
     @pytest.mark.parametrize(
         ("script", "status"),
-        [
-            ("exit 0", 0),
-            ("exit 1", 1),
-            ("exit 77", 77),
-            ("kill -TERM $$", 143),
-            ("kill -KILL $$", 137),
-        ],
+        [("exit 77", 77), ("kill -TERM $$", 143)],
     )
     def test_the_exit_status_is_the_commands(self, running: Cli, script: str, status: int) -> None:
         """128 + n for signal n, as in every shell."""
@@ -107,8 +101,8 @@ class TestTheCommand:
 
     def test_options_of_the_command_are_its_own(self, running: Cli) -> None:
         """Also without ``--``: ``exec ls -h`` showed our help."""
-        assert running("exec", "echo", "-h", "--help", "--x=1").stdout == "-h --help --x=1\n"
-        assert running("exec", "--", "echo", "--", "-n").stdout == "-- -n\n"
+        shown = running("exec", "echo", "-h", "--help", "--x=1", "--", "-n").stdout
+        assert shown == "-h --help --x=1 -- -n\n"
 
     def test_streams_are_the_commands(self, running: Cli) -> None:
         """stdin, stdout and stderr go through untouched; nothing of ours is mixed in."""
@@ -120,7 +114,6 @@ class TestTheCommand:
 
     def test_a_program_that_does_not_exist_is_one_message(self, running: Cli) -> None:
         """Not a traceback of Popen."""
-        assert "no program 'nosuch'" in running("exec", "--", "nosuch", status=2).stderr
         assert "no program '--nosuch'" in running("exec", "--nosuch", status=2).stderr
 
 
@@ -133,7 +126,6 @@ def test_a_signal_ends_the_command_and_then_the_server(used: Cli, number: signal
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        time.sleep(0.2)  # the handler that passes SIGTERM on comes after the child has started
         if number == signal.SIGINT:
             os.killpg(process.pid, number)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
@@ -326,10 +327,10 @@ def test_unset_variables_are_all_named_with_their_keys(load: Load) -> None:
 
 def test_dollars_are_escaped_and_plain_ones_stay(load: Load) -> None:
     """``$$`` is ``$``; what is not in braces is not a variable; values are not read again."""
-    section = {"apiKey": "$${A}$$$${B} $HOME $", "headers": {"${NAME}": "a${A}b${A}"}}
+    section = {"userAgent": "$${A}$$$${B} $HOME $", "headers": {"${NAME}": "a${A}b${A}"}}
     text = changed("exchanges", "binance", "ccxt", to=section)
     ccxt = load(text, {"A": "${B}$$", "NAME": "X-Test"}).pipeline.exchanges["binance"].ccxt
-    assert ccxt["apiKey"] == "${A}$${B} $HOME $"
+    assert ccxt["userAgent"] == "${A}$${B} $HOME $"
     assert ccxt["headers"] == {"X-Test": "a${B}$$b${B}$$"}
 
 
@@ -376,7 +377,8 @@ def test_keys_that_become_equal_are_told(load: Load) -> None:
 )
 def test_credentials_are_known_and_never_shown(load: Load, section: dict[str, Any]) -> None:
     """What no output may ever show, whatever else is wrong with the file."""
-    assert KEY in load(changed("exchanges", "binance", "ccxt", to=section)).secrets
+    named = json.loads(json.dumps(section).replace(KEY, "${BINANCE_KEY}"))
+    assert KEY in load(changed("exchanges", "binance", "ccxt", to=named)).secrets
     for wrong in (
         changed("exchanges", "binance", to={"symbols": KEY, "ccxt": section}),
         changed("exchanges", "binance", to={"start": KEY, "apiKey": KEY, "ccxt": [section]}),
@@ -385,6 +387,14 @@ def test_credentials_are_known_and_never_shown(load: Load, section: dict[str, An
         changed("exchanges", to=[{"ccxt": section}]),
     ):
         refused(load, wrong)
+
+
+@pytest.mark.parametrize("key", ["apiKey", "secret", "walletAddress"])
+@pytest.mark.parametrize("text", [KEY, "$${BINANCE_KEY}", 12345])
+def test_a_credential_written_out_in_the_file_is_refused(load: Load, key: str, text: Any) -> None:
+    """Files are committed, copied and shown: keys come from the environment only."""
+    message = refused(load, changed("exchanges", "binance", "ccxt", to={key: text}))
+    assert f"exchanges.binance.ccxt.{key}: a credential stands in the file" in message
 
 
 def test_variables_named_like_credentials_are_credentials_wherever_they_stand(load: Load) -> None:

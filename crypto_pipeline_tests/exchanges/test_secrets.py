@@ -125,3 +125,9 @@ def test_redaction_without_secrets_changes_nothing() -> None:
     """An empty secret would put *** between any two letters."""
     assert redacted("as it was", ("",)) == "as it was"
     assert redacted("as it was", ()) == "as it was"
+
+
+def test_short_secrets_are_taken_out_as_words() -> None:
+    """``uid: 1`` must not make every number unreadable, nor ``password: x`` every word."""
+    assert redacted("exchanges: x, uid=1, 2021-11-11", ("x", "1")) == "exchanges: ***, uid=***, 2021-11-11"  # fmt: skip
+    assert redacted("a +49/ b", ("+49/",)) == "a *** b"
