@@ -21,6 +21,7 @@ _TEMPLATE = "crypto_pipeline_template"
 _SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """How `make test` shares tests between two processes.
 

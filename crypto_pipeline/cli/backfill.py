@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from datetime import UTC, date, datetime
 
@@ -34,6 +35,10 @@ def command(exchange: str, start: date, end: date) -> None:
             hint="set an earlier start to collect earlier days.",
         )
     checked_config(settings)
+    from crypto_pipeline.exchanges.catalogue import check_symbols
+
+    for warning in asyncio.run(check_symbols(loaded, exchanges=[exchange])):
+        say(f"Warning: {warning}")
     chunk_days = loaded.pipeline.database.chunk_days
     from crypto_pipeline.cli.environment import shared_environment
     from crypto_pipeline.local.children import run_in_foreground

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 import ccxt.async_support
@@ -69,8 +69,13 @@ def _unknown_keys(plain: Any, section: Mapping[str, Any], where: str) -> Iterato
             )
 
 
-async def check_symbols(config: LoadedConfig, *, patience_seconds: float = 10.0) -> list[str]:
-    """Ask every exchange whether it lists the configured symbols.
+async def check_symbols(
+    config: LoadedConfig,
+    *,
+    exchanges: Collection[str] | None = None,
+    patience_seconds: float = 10.0,
+) -> list[str]:
+    """Ask every exchange, or those named, whether it lists the configured symbols.
 
     Returns:
         A sentence for each exchange that could not be asked.
@@ -79,7 +84,10 @@ async def check_symbols(config: LoadedConfig, *, patience_seconds: float = 10.0)
         ConfigError: one line a symbol that an exchange does not list.
     """
     answers = await asyncio.gather(
-        *(_unlisted(config, key, patience_seconds) for key in config.pipeline.exchanges)
+        *(
+            _unlisted(config, key, patience_seconds)
+            for key in (config.pipeline.exchanges if exchanges is None else exchanges)
+        )
     )
     mistakes = [line for lines, _ in answers for line in lines]
     if mistakes:
