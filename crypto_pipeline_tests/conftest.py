@@ -21,18 +21,8 @@ _TEMPLATE = "crypto_pipeline_template"
 _SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """How `make test` shares tests between two processes.
-
-    A file stays in one process, for its fixtures. Whole deployments go to one process, one after
-    the other: two at once are more than two cores; they come first, being the longest.
-    """
-    for item in items:
-        folder, file = item.path.parent.name, item.path.name
-        item.add_marker(
-            pytest.mark.xdist_group("deployment" if folder == "deployment" else f"{folder}/{file}")
-        )
+    """Whole deployments come first: of the two processes of `make test` one is long busy with them."""
     items.sort(key=lambda item: item.path.parent.name != "deployment")
 
 

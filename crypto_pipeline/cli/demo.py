@@ -74,13 +74,20 @@ def _pipeline_file(home: Path) -> Path:
     return path
 
 
-def history_partitions(loaded: LoadedConfig) -> Sequence[str]:
-    """The partitions before today, exchange by exchange."""
+def history_partitions(loaded: LoadedConfig, lake: str) -> Sequence[str]:
+    """The partitions before today that the lake does not hold whole, exchange by exchange."""
+    from crypto_pipeline.core.intervals import subtract
+    from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
     from crypto_pipeline.orchestration.partitions import partition_key
+    from crypto_pipeline.orchestration.resources import LakeResource
 
+    zone = LakeResource(lake).raw()
     today = datetime.now(UTC).date()
-    return [
-        partition_key(key, exchange.start + timedelta(days=day))
-        for key, exchange in loaded.pipeline.exchanges.items()
-        for day in range((today - exchange.start).days)
-    ]
+    partitions = []
+    for key, exchange in loaded.pipeline.exchanges.items():
+        for day in (exchange.start + timedelta(n) for n in range((today - exchange.start).days)):
+            coverage = zone.read(key, day).coverage
+            whole = (day_start_ms(day), day_start_ms(day) + DAY_MS)
+            if any(subtract([whole], coverage.of(series).settled) for series in exchange.series):
+                partitions.append(partition_key(key, day))
+    return partitions

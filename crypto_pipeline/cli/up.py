@@ -79,8 +79,7 @@ def _run(stack: ExitStack, config: Path | None, *, port: int, demo: bool) -> Non
     except LocalServiceError as error:
         raise LocalServiceError(error.message, hint=f"see {log}.") from error
     say(f"Dagster UI: {webserver.url}")
-    if demo and _is_empty(environment[DATABASE_URL]):
-        partitions = history_partitions(loaded)
+    if demo and (partitions := history_partitions(loaded, settings.lake)):
         webserver.launch_backfill(_ASSETS, partitions)
         say(f"Backfilling {len(partitions)} partitions of history.")
     _watch(loaded, environment, dagster, webserver.url, log)
@@ -92,14 +91,6 @@ def _program() -> str:
         return "crypto-pipeline"
     path = Path(sys.argv[0])
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _is_empty(url: str) -> bool:
-    from crypto_pipeline.database.connection import connect
-    from crypto_pipeline.database.overview import has_candles
-
-    with connect(url) as conn:
-        return not has_candles(conn)
 
 
 def _watch(

@@ -28,7 +28,8 @@ def plan_windows(
         settled: what was answered and is final.
         now: the exchange's clock, ms; the candle that is forming is asked for, later ones are not.
         page: candles one request can bring.
-        reread: closed candles before an open end that are asked for again, for late corrections.
+        reread: so many candles before the newest closed one are asked for again with it, for late
+            corrections; where a partition ends among them, too.
         history: candles back from ``now`` that the exchange serves; older windows cannot be asked
             for, and None means all.
     """
@@ -36,13 +37,9 @@ def plan_windows(
     forming = now // length * length
     reachable = wanted.start if history is None else max(wanted.start, forming - history * length)
     asked = Interval(reachable, min(wanted.end, forming + length))
-    missing = list(subtract([asked], settled))
-    if not missing:
-        return []
-    if reread and missing[-1].end == forming + length:
-        again = Interval(missing[-1].start - reread * length, missing[-1].start)
-        missing = list(subtract([asked], subtract(settled, [again])))
-    return _packed(missing, span=page * length)
+    again = Interval(forming - (reread + 1) * length, forming) if reread else Interval(0, 0)
+    missing = list(subtract([asked], subtract(settled, [again])))
+    return _packed(missing, span=page * length) if missing else []
 
 
 def _packed(missing: list[Interval], *, span: int) -> list[Interval]:

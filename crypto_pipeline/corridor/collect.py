@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Final
+from typing import Any, Final
 
 import pandas as pd
 
@@ -70,6 +70,7 @@ class CollectedDay:
     rows: int
     observations: int
     failed: tuple[FailedRequest, ...]
+    not_asked: int
 
 
 @dataclass
@@ -129,7 +130,10 @@ class Collection:
                 record in the raw zone all the same.
             LakeError: the raw zone cannot be read or written.
         """
-        await self._exchange.load_markets()
+        try:
+            await self._exchange.load_markets()
+        except ExchangeError as error:
+            raise self._markets_unknown(error) from None
         requests = self._plan()
         self._planned = Counter(day for request in requests for day in request.days)
         waiting = self._planned.copy()
@@ -146,12 +150,15 @@ class Collection:
                         await self._write(day)
 
         workers = min(self._exchange.config.concurrency, len(requests))
+        failed: CryptoPipelineError | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
                     group.create_task(work())
         except* CryptoPipelineError as errors:
-            raise errors.exceptions[0] from None
+            failed = _first(errors)
+        if failed is not None:
+            raise failed
         if requests and not self._result.answered:
             raise self._nothing_answered(len(requests))
         return self._result
@@ -205,7 +212,7 @@ class Collection:
         self._written.add(day)
         self._covered = [e for e in self._covered if not self._written.issuperset(e[0].days)]
         if covered:
-            partition = await asyncio.to_thread(
+            partition = await _to_its_end(
                 self._zone.update,
                 self._exchange.key,
                 day,
@@ -221,6 +228,7 @@ class Collection:
             rows=len(observations),
             observations=len(partition.observations),
             failed=tuple(entry for _, entry in covered if isinstance(entry, FailedRequest)),
+            not_asked=self._planned[day] - len(covered),
         )
         self._result.days[day] = collected
         self._on_day(day, collected)
@@ -271,7 +279,17 @@ class Collection:
         if history is None:
             return answer.window.start
         length = timeframe_ms(answer.timeframe)
-        return answer.exchange_now // length * length - history * length
+        # One candle less: the exchange's clock is known by its lower bound, and may be a minute on.
+        return answer.exchange_now // length * length - (history - 1) * length
+
+    def _markets_unknown(self, error: ExchangeError) -> CollectionFailed:
+        config = self._exchange.config
+        named = ", ".join(config.symbols[:10]) + (" …" if len(config.symbols) > 10 else "")
+        return CollectionFailed(
+            f"{error.message} So none of its symbols could be asked for: {named}.",
+            hint=error.hint,
+            rerun_helps=error.rerun_helps,
+        )
 
     def _nothing_answered(self, planned: int) -> CollectionFailed:
         failed = self._result.failed
@@ -284,6 +302,25 @@ class Collection:
             hint=failed[0].error.hint,
             rerun_helps=any(each.error.rerun_helps for each in failed),
         )
+
+
+def _first(errors: BaseExceptionGroup[CryptoPipelineError]) -> CryptoPipelineError:
+    """The first error of a group of groups."""
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def _to_its_end(call: Callable[..., RawPartition], *arguments: Any) -> RawPartition:
+    """Run a blocking call in a thread, and wait for its end even when cancelled.
+
+    The partition's lock is let go of by who took it: a write must not go on without it.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
 
 
 def _settled(coverage: dict[date, Coverage], series: Series) -> Intervals:

@@ -32,8 +32,6 @@ _WITH_CANDLES: Final = sql.SQL(
     " WHERE EXISTS (SELECT FROM {} AS c WHERE c.exchange = name)"
 ).format(table_name(CANDLES))
 
-_HAS_CANDLES: Final = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table_name(CANDLES))
-
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesOverview:
@@ -66,12 +64,6 @@ def series_overview(
         SeriesOverview(symbol=symbol, timeframe=timeframe, first=first, last=last, candles=count)
         for symbol, timeframe, first, last, count in rows
     ]
-
-
-def has_candles(conn: psycopg.Connection) -> bool:
-    """Whether any candle is stored."""
-    with database_errors(conn, "look for candles"):
-        return conn.execute(_HAS_CANDLES).fetchone() == (True,)
 
 
 def exchanges_with_candles(conn: psycopg.Connection, exchanges: Sequence[str]) -> set[str]:

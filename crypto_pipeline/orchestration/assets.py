@@ -53,15 +53,20 @@ def build_assets(
         Asks only for what the partition lacks, and keeps all that ever came.
         """
         failures: list[CryptoPipelineError] = []
-        partitions = partitions_of(context.partition_keys)
-        for exchange, days in groupby(partitions, key=lambda partition: partition.exchange):
+        wanted = partitions_of(context.partition_keys)
+        for exchange, days in groupby(wanted, key=lambda partition: partition.exchange):
             try:
                 _collect(context, exchange, [day for _, day in days], ccxt, lake, database)
             except CryptoPipelineError as error:
-                failures.append(error)  # the other exchanges of the range are asked all the same
-        for failure in failures[1:]:
+                # The other exchanges of the range go on; this one's partitions do not turn green.
+                failures.append(error)
+                for partition in wanted:
+                    if partition.exchange == exchange:
+                        _noting(context)(partition, {"error": str(error)})
+        exchanges = {partition.exchange for partition in wanted}
+        for failure in failures if len(failures) < len(exchanges) else failures[1:]:
             context.log.error(str(failure))
-        if failures:
+        if failures and len(failures) == len(exchanges):
             with told_to_dagster():
                 raise failures[0]
 
@@ -126,6 +131,7 @@ def _collect(
                 "requests": collected.requests,
                 "rows received": collected.rows,
                 "failed requests": len(collected.failed),
+                "requests not made": collected.not_asked,
                 **_failed_table(collected.failed),
                 "path": dg.MetadataValue.path(zone.where(exchange, day)),
             },

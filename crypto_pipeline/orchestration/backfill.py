@@ -15,6 +15,7 @@ import dagster as dg
 
 from crypto_pipeline.errors import ConfigError, CryptoPipelineError
 from crypto_pipeline.orchestration.build import build_defs
+from crypto_pipeline.orchestration.checks import CHECKS
 from crypto_pipeline.orchestration.jobs import OHLCV_JOB
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.settings import read_settings
@@ -61,16 +62,20 @@ def _incomplete(
         for event in result.get_asset_materialization_events()
         if event.asset_key == dg.AssetKey("timescale_candles")
     }
-    refused = {
-        check.partition: f"{check.check_name}: {check.description}"
-        for check in result.get_asset_check_evaluations()
-        if not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
-    }
+    judged: dict[str | None, set[str]] = {}
+    refused: dict[str | None, str] = {}
+    for check in result.get_asset_check_evaluations():
+        judged.setdefault(check.partition, set()).add(check.check_name)
+        if not check.passed and check.severity == dg.AssetCheckSeverity.ERROR:
+            refused[check.partition] = f"{check.check_name}: {check.description}"
     for partition in partitions:
+        missing = CHECKS - judged.get(partition.key, set())
         if partition.key not in stored:
             yield partition.key, f"run {result.run_id} failed"
         elif partition.key in refused:
             yield partition.key, refused[partition.key]
+        elif missing:
+            yield partition.key, f"run {result.run_id} did not judge {', '.join(sorted(missing))}"
 
 
 def _progress(context: dg.InitLoggerContext) -> logging.Logger:

@@ -6,6 +6,7 @@ What a check asks belongs here; how its results reach Dagster is :mod:`.check_re
 # No `from __future__ import annotations`: Dagster reads the annotations of decorated functions.
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 import dagster as dg
 import pandas as pd
@@ -26,6 +27,17 @@ from crypto_pipeline.orchestration.resources import ClockResource, DatabaseResou
 Results = Iterator[dg.AssetCheckEvaluation | dg.Output[None]]
 
 _EXAMPLES = 10
+
+#: Every check by name: a partition is judged when each has said its word.
+CHECKS: Final = frozenset(
+    {
+        "ohlcv_constraints",
+        "every_request_answered",
+        "candle_schema",
+        "stored_equals_validated",
+        "seconds_behind_now",
+    }
+)
 
 
 def build_checks(

@@ -11,16 +11,20 @@ import dagster as dg
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.intervals import subtract
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
+from crypto_pipeline.errors import LakeError
 from crypto_pipeline.orchestration.partitions import partition_key
 from crypto_pipeline.orchestration.resources import LakeResource
 
 EXCHANGE_TAG: Final = "crypto_pipeline/exchange"
+#: On a run in whose favour ticks were skipped: the newest such tick.
+SKIPPED_TAG: Final = "crypto_pipeline/skipped_tick"
 
 #: A run that takes longer is ended by run monitoring, so that a hung one cannot stop the exchange.
 LONGEST_RUN_SECONDS: Final = 600
 
-#: How long after midnight the tick still asks for yesterday's last candles.
-_AFTER_MIDNIGHT: Final = timedelta(hours=1)
+#: Minutes after midnight in which an unsettled yesterday is asked for each minute; then each tenth.
+_EVERY_MINUTE: Final = 60
+_THEN_EVERY: Final = 10
 
 _UNDER_WAY: Final = [
     dg.DagsterRunStatus.QUEUED,
@@ -52,7 +56,10 @@ def build_schedule(config: PipelineConfig, job: object) -> dg.ScheduleDefinition
             run = _run_under_way(context.instance, exchange)
             if run is not None:
                 busy[exchange] = run
-                context.log.warning(f"{exchange} is skipped: its run {run} still goes on.")
+                reason = f"{minute:%Y-%m-%d %H:%MZ}: this run still went on"
+                context.log.warning(f"{exchange} is skipped at {reason}: {run}.")
+                # A tick that asks for other runs can show no skip reason; the run in the way can.
+                context.instance.add_run_tags(run, {SKIPPED_TAG: reason})
                 continue
             for day in _days(config, exchange, minute, lake):
                 yield dg.RunRequest(
@@ -84,16 +91,32 @@ def _run_under_way(instance: dg.DagsterInstance, exchange: str) -> str | None:
 def _days(
     config: PipelineConfig, exchange: str, minute: datetime, lake: LakeResource
 ) -> Iterator[date]:
-    """Yesterday while it is not settled in the hour after midnight, and today."""
+    """Today, and yesterday as long as there is something to ask for.
+
+    For the first minutes of a day in any case, since its last candles are read again like any
+    others; then while it is not settled, every minute for an hour and every ten after that.
+    """
     today = minute.date()
     yesterday = today - timedelta(days=1)
-    fresh = minute - datetime.combine(today, datetime.min.time(), UTC) < _AFTER_MIDNIGHT
-    if fresh and yesterday >= config.exchanges[exchange].start:
-        coverage = lake.raw().read(exchange, yesterday).coverage
-        day = (day_start_ms(yesterday), day_start_ms(yesterday) + DAY_MS)
-        if any(
-            subtract([day], coverage.of(series).settled)
-            for series in config.exchanges[exchange].series
+    if yesterday >= config.exchanges[exchange].start:
+        passed = (minute - datetime.combine(today, datetime.min.time(), UTC)) // timedelta(
+            minutes=1
+        )
+        due = passed < _EVERY_MINUTE or passed % _THEN_EVERY == 0
+        if passed <= config.live.reread + 1 or (
+            due and _unsettled(config, exchange, yesterday, lake)
         ):
             yield yesterday
     yield today
+
+
+def _unsettled(config: PipelineConfig, exchange: str, day: date, lake: LakeResource) -> bool:
+    try:
+        coverage = lake.raw().read(exchange, day).coverage
+    except LakeError:
+        return True  # its run will say what is wrong with the file; the others must not wait for it
+    whole = (day_start_ms(day), day_start_ms(day) + DAY_MS)
+    return any(
+        subtract([whole], coverage.of(series).settled)
+        for series in config.exchanges[exchange].series
+    )

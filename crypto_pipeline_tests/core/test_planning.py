@@ -83,11 +83,8 @@ def test_plan(
     oldest = start if history is None else max(start, forming - history)
     reachable = set(range(oldest, min(start + length, forming + 1)))
     missing = reachable - settled
-    if forming in missing:
-        tail = forming
-        while tail - 1 in missing:
-            tail -= 1
-        missing |= set(range(tail - reread, tail)) & reachable
+    if reread:
+        missing |= set(range(forming - reread - 1, forming)) & reachable
 
     windows = plan(
         wanted=(start, start + length),

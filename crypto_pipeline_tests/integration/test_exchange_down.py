@@ -60,8 +60,7 @@ def test_its_run_fails_by_name_the_others_go_on_and_the_next_good_tick_fills_the
     message = str(result.failure_data_for_node("raw_ohlcv").error)
     assert "binance" in message
     assert "What to do" in message
-    if way != "refused":  # then not even the markets could be asked for
-        assert "BTC/USDT" in message
+    assert "BTC/USDT" in message
     assert candles.run(f"{TODAY}|coinbaseexchange").success
     assert len(candles.candles().query("exchange == 'binance'")) == 2 * 60
 
@@ -118,3 +117,16 @@ def test_a_range_keeps_what_came_before_the_exchange_went_down(
     assert len(simulator.control.arrivals(endpoint="candles")) == 2
     truth = candles.truth("binance", START - 2 * DAY_MS, START + DAY_MS)
     assert candles.candles().equals(truth)
+
+
+def test_in_a_rectangle_the_other_exchanges_are_stored_and_the_one_down_is_not_green(
+    simulator: SimulatorHandle, pipeline: Callable[..., Pipeline]
+) -> None:
+    """Dagster may give one run a date of several exchanges: one down must not cost the others."""
+    candles = pipeline(simulator)
+    simulator.control.stop_listening("binance")
+    result = candles.run("2024-03-14|binance", "2024-03-14|coinbaseexchange")
+    verdicts = results(result)
+    assert not verdicts["every_request_answered", "2024-03-14|binance"].passed
+    assert verdicts["every_request_answered", "2024-03-14|coinbaseexchange"].passed
+    assert candles.candles().equals(candles.truth("coinbaseexchange", START, START + DAY_MS))

@@ -18,7 +18,7 @@ from crypto_pipeline.lake.storage import LakeStorage
 from crypto_pipeline.lake.zones import RawPartition, RawZone
 from crypto_pipeline.orchestration.build import build_defs
 from crypto_pipeline.orchestration.resources import LakeResource
-from crypto_pipeline.orchestration.schedules import EXCHANGE_TAG
+from crypto_pipeline.orchestration.schedules import EXCHANGE_TAG, SKIPPED_TAG
 from crypto_pipeline.settings import CONFIG, HOME, read_settings
 
 PIPELINE = """
@@ -81,17 +81,41 @@ def test_one_run_an_exchange_for_today_with_a_run_key_of_its_minute(tick: Tick) 
     assert set(run_keys).isdisjoint(request.run_key for request in tick(noon.replace(minute=35)))
 
 
+BOTH_TODAY = ["2024-03-15|binance", "2024-03-15|kraken"]
+
+
 def test_after_midnight_yesterday_is_asked_for_until_its_last_candle_is_final(
     tick: Tick, lake: str
 ) -> None:
     """23:59 closes at midnight: the tick of 00:00 sees it forming, and nobody else would come back."""
-    midnight = datetime(2024, 3, 15, 0, 1, tzinfo=UTC)
     end = day_start_ms(date(2024, 3, 14)) + DAY_MS
     settle(lake, "binance", "BTC/USDT", end - MINUTE_MS)
     settle(lake, "kraken", "BTC/USD", end)
-    assert keys(tick(midnight)) == ["2024-03-14|binance", "2024-03-15|binance", "2024-03-15|kraken"]
+    later = datetime(2024, 3, 15, 0, 10, tzinfo=UTC)
+    assert keys(tick(later)) == ["2024-03-14|binance", *BOTH_TODAY]
+    assert keys(tick(later.replace(hour=7, minute=20))) == ["2024-03-14|binance", *BOTH_TODAY]
+    assert keys(tick(later.replace(hour=7, minute=21))) == BOTH_TODAY
     settle(lake, "binance", "BTC/USDT", end)
-    assert keys(tick(midnight)) == ["2024-03-15|binance", "2024-03-15|kraken"]
+    assert keys(tick(later)) == BOTH_TODAY
+
+
+def test_yesterdays_last_candles_are_read_again_like_any_others(tick: Tick, lake: str) -> None:
+    """A correction of 23:58 that comes at 00:01 belongs to yesterday's partition, settled or not."""
+    end = day_start_ms(date(2024, 3, 14)) + DAY_MS
+    settle(lake, "binance", "BTC/USDT", end)
+    settle(lake, "kraken", "BTC/USD", end)
+    requests = keys(tick(datetime(2024, 3, 15, 0, 2, tzinfo=UTC)))
+    assert sorted(requests) == ["2024-03-14|binance", "2024-03-14|kraken", *BOTH_TODAY]
+
+
+def test_a_broken_file_of_one_exchange_does_not_stop_the_others(tick: Tick, lake: str) -> None:
+    """The tick of every exchange failed for an hour; its own run says what is wrong with the file."""
+    broken = Path(lake) / "raw/exchange=kraken/date=2024-03-14/candles.parquet"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"not Parquet")
+    settle(lake, "binance", "BTC/USDT", day_start_ms(date(2024, 3, 14)) + DAY_MS)
+    requests = keys(tick(datetime(2024, 3, 15, 0, 30, tzinfo=UTC)))
+    assert requests == ["2024-03-15|binance", "2024-03-14|kraken", "2024-03-15|kraken"]
 
 
 def test_an_exchange_whose_last_run_goes_on_is_skipped_with_a_reason(
@@ -105,6 +129,8 @@ def test_an_exchange_whose_last_run_goes_on_is_skipped_with_a_reason(
         )
     )
     assert keys(tick(noon)) == ["2024-03-15|kraken"]
+    (record,) = instance.get_run_records(dg.RunsFilter(run_ids=[run.run_id]))
+    assert record.dagster_run.tags[SKIPPED_TAG] == "2024-03-15 12:34Z: this run still went on"
     instance.add_run(
         dg.DagsterRun(
             job_name="ohlcv_job", status=dg.DagsterRunStatus.STARTING, tags={EXCHANGE_TAG: "kraken"}
