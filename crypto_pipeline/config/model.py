@@ -128,11 +128,6 @@ class ExchangeConfig(_Model):
         """The exchange's habits with this file's overrides."""
         return habits_of(self.ccxt_id).model_copy(update=self.habits.model_dump(exclude_unset=True))
 
-    @property
-    def rate_limited(self) -> bool:
-        """False where the file switches every rate limit of ours off for this exchange."""
-        return bool(self.ccxt.get("enableRateLimit", True))
-
 
 class BackfillConfig(_Model):
     """Backfills launched from the UI or the command line."""
