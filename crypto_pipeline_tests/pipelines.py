@@ -16,12 +16,13 @@ import yaml
 from crypto_pipeline.core.timeframes import utc
 from crypto_pipeline.database.connection import connect
 from crypto_pipeline.orchestration.build import build_defs
+from crypto_pipeline.orchestration.healing import SENSOR
 from crypto_pipeline.orchestration.jobs import OHLCV_JOB
-from crypto_pipeline.orchestration.resources import ClockResource
+from crypto_pipeline.orchestration.resources import CcxtResource, ClockResource
+from crypto_pipeline.orchestration.tags import EXCHANGE_TAG, RANGE_END, RANGE_START
 from crypto_pipeline.settings import CONFIG, DATABASE_URL, HOME, Settings, read_settings
 from crypto_pipeline.simulator import SimulatorHandle
 
-_RANGE = "dagster/asset_partition_range"
 CANDLE = ["exchange", "symbol", "timeframe", "open_time", "open", "high", "low", "close", "volume"]
 
 
@@ -69,32 +70,61 @@ class Pipeline:
         environment = {CONFIG: str(path), HOME: str(home), DATABASE_URL: database_url}
         return cls(read_settings(environment), simulator)
 
+    @property
+    def now(self) -> int:
+        """Our clock, ms: the simulator's shared one, which each exchange's may differ from."""
+        exchange = next(iter(self.simulator.control.overview()["exchanges"].values()))
+        return int(exchange["now_ms"] - exchange["clock_offset"] * 1_000)
+
     @cached_property
     def definitions(self) -> dg.Definitions:
-        start = self.simulator.config.clock.starts_at
-        clock = ClockResource() if start is None else ClockResource(lambda: utc(start))
-        return build_defs(settings=self.settings, resource_overrides={"clock": clock})
+        loaded = self.settings.load_config()
+        clocks = {
+            "clock": ClockResource(lambda: utc(self.now)),
+            "ccxt": CcxtResource(loaded.pipeline, loaded.secrets, clock=lambda: self.now),
+        }
+        return build_defs(settings=self.settings, resource_overrides=clocks)
 
     @cached_property
     def instance(self) -> dg.DagsterInstance:
         return dg.DagsterInstance.ephemeral(tempdir=str(self.settings.home))
 
     def run(
-        self, first: str, last: str | None = None, *, may_fail: bool = False
+        self,
+        first: str,
+        last: str | None = None,
+        *,
+        may_fail: bool = False,
+        tags: Mapping[str, str] | None = None,
     ) -> dg.ExecuteInProcessResult:
         """Run all assets and checks of a partition, or of the rectangle between two."""
         job = self.definitions.resolve_job_def(OHLCV_JOB)
-        where = (
-            {"partition_key": first}
-            if last is None
-            else {"tags": {f"{_RANGE}_start": first, f"{_RANGE}_end": last}}
-        )
+        of_range = {} if last is None else {RANGE_START: first, RANGE_END: last}
         return job.execute_in_process(
             instance=self.instance,
             raise_on_error=not may_fail,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            **where,
+            partition_key=first if last is None else None,
+            tags={**of_range, **(tags or {})},
         )
+
+    def tick(self, exchange: str, day: str) -> dg.ExecuteInProcessResult:
+        """A run as the minute schedule launches it; it may fail."""
+        return self.run(f"{day}|{exchange}", may_fail=True, tags={EXCHANGE_TAG: exchange})
+
+    def heal(self) -> list[dg.ExecuteInProcessResult]:
+        """Evaluate the sensor that fills gaps and carry out the runs it asks for."""
+        sensor = self.definitions.resolve_sensor_def(SENSOR)
+        with dg.build_sensor_context(
+            instance=self.instance, definitions=self.definitions, resources={}
+        ) as context:
+            requests = sensor.evaluate_tick(context).run_requests or []
+        done = []
+        for request in requests:
+            first = request.partition_key or request.tags[RANGE_START]
+            last = request.tags.get(RANGE_END)
+            done.append(self.run(first, last, may_fail=True, tags=request.tags))
+        return done
 
     def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         with connect(self.settings.require_database_url()) as conn:

@@ -33,7 +33,6 @@ exchanges:
     symbols: ["BTC/USD", "ETH/USD"]
     start: {start}
     ccxt: {{enableRateLimit: false, urls: {{api: {{public: "${{{simulator}}}/kraken"}}}}}}
-    habits: {{history: null}}   # the real one serves the newest 720 candles only
   coinbaseexchange:
     symbols: ["BTC/USD", "ETH/USD"]
     start: {start}
@@ -48,10 +47,7 @@ def demo_settings(settings: Settings) -> Iterator[Settings]:
     Raises:
         LocalServiceError: the simulator does not start.
     """
-    config = SimulatorConfig.for_pipeline(_SYMBOLS)
-    kraken = config.exchanges["kraken"].model_copy(update={"history_limit": 0})
-    config = config.model_copy(update={"exchanges": {**config.exchanges, "kraken": kraken}})
-    with running_simulator(config) as simulator:
+    with running_simulator(SimulatorConfig.for_pipeline(_SYMBOLS)) as simulator:
         path = _pipeline_file(settings.home)
         yield replace(
             settings,
@@ -86,7 +82,7 @@ def history_partitions(loaded: LoadedConfig, lake: str) -> Sequence[str]:
     partitions = []
     for key, exchange in loaded.pipeline.exchanges.items():
         for day in (exchange.start + timedelta(n) for n in range((today - exchange.start).days)):
-            coverage = zone.read(key, day).coverage
+            coverage = zone.summary(key, day).coverage
             whole = (day_start_ms(day), day_start_ms(day) + DAY_MS)
             if any(subtract([whole], coverage.of(series).settled) for series in exchange.series):
                 partitions.append(partition_key(key, day))

@@ -15,7 +15,7 @@ from crypto_pipeline.settings import read_settings
 )
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(cmd: tuple[str, ...]) -> None:
-    r"""Run CMD with the database and Dagster set up, and return its exit status.
+    """Run CMD with the database and Dagster set up, and return its exit status.
 
     Starts the local database if none is configured and none runs, migrates it, sets the
     environment (README.md lists it), runs CMD, and stops what it started. For example:
@@ -23,7 +23,7 @@ def command(cmd: tuple[str, ...]) -> None:
     \b
       crypto-pipeline exec -- dagster definitions validate
       crypto-pipeline exec -- sh -c 'psql "$CRYPTO_PIPELINE_DATABASE_URL"'
-    """
+    """  # noqa: D301 - click reads the backspace
     from crypto_pipeline.cli.environment import shared_environment
     from crypto_pipeline.local.children import run_in_foreground
 

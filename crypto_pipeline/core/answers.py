@@ -126,14 +126,24 @@ def observations_of_all(answers: Sequence[Answer], *, run_id: str, settle_ms: in
     return pd.DataFrame({name: columns[name] for name in OBSERVATION_DTYPES})
 
 
-def _final(
-    open_time: npt.NDArray[np.int64], answer: Answer, *, settle_ms: int
-) -> npt.NDArray[np.bool_]:
+def final_before(answer: Answer, open_time: npt.NDArray[np.int64], *, settle_ms: int) -> int:
+    """Candles of this answer that open before this instant are final.
+
+    Args:
+        answer: the answer.
+        open_time: of its rows, ms.
+        settle_ms: how long after its close a candle may still change.
+    """
     before = settled_before(answer.exchange_now, timeframe=answer.timeframe, settle_ms=settle_ms)
     on_grid = open_time % timeframe_ms(answer.timeframe) == 0
     started = open_time[on_grid & (open_time <= answer.exchange_now)]
-    if len(started):
-        before = max(before, int(started.max()))
+    return max(before, int(started.max())) if len(started) else before
+
+
+def _final(
+    open_time: npt.NDArray[np.int64], answer: Answer, *, settle_ms: int
+) -> npt.NDArray[np.bool_]:
+    before = final_before(answer, open_time, settle_ms=settle_ms)
     return (open_time < before) & (open_time != _NO_TIME)
 
 

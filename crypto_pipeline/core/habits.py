@@ -51,7 +51,8 @@ SAFE: Final = Habits(extra_rows=True)
 HABITS: Final[dict[str, Habits]] = {
     "binance": Habits(page=1_000, until="inclusive", quiet="filled", cost_ms=20),
     "binanceus": Habits(page=1_000, until="inclusive", quiet="filled", cost_ms=50),
-    # Serves the newest 720 candles and the forming one, whatever was asked for.
+    # Serves the newest 720 candles and the forming one, whatever was asked for. Its trades go back
+    # to its first: `since` is a cursor in nanoseconds (ccxt's kraken.fetch_trades, issue 5677).
     "kraken": Habits(
         page=720, history=720, trades=True, quiet="filled", extra_rows=True, cost_ms=1_200
     ),
@@ -62,15 +63,18 @@ HABITS: Final[dict[str, Habits]] = {
     "okx": Habits(page=300, until="exclusive", quiet="filled", cost_ms=110),
     "bybit": Habits(page=1_000, until="inclusive", quiet="filled", cost_ms=100),
     "kucoin": Habits(page=1_500, quiet="omitted", extra_rows=True, cost_ms=22.5),
+    # ccxt's gate.fetch_trades sends `since` for contracts only: spot trades are the newest ones.
     "gate": Habits(page=1_000, until="inclusive", history=10_000, cost_ms=50),
     "bitfinex": Habits(page=10_000, until="inclusive", quiet="omitted", cost_ms=2_000),
     "bitstamp": Habits(page=1_000, until="inclusive", quiet="filled", cost_ms=75),
-    # Serves a fixed window of recent candles.
+    # Serves a fixed window of recent candles. ccxt's gemini.fetch_trades sends `since`, but nothing
+    # says which 500 of the trades after it come, or how far back: not relied on.
     "gemini": Habits(page=1_000, history=1_000, quiet="omitted", extra_rows=True, cost_ms=500),
     "mexc": Habits(page=500, until="inclusive", cost_ms=50),
     "htx": Habits(page=1_000, until="inclusive", quiet="filled", cost_ms=100),
     "cryptocom": Habits(page=300, extra_rows=True, cost_ms=10),
     "bitget": Habits(page=200, until="inclusive", cost_ms=50),
+    # ccxt's hyperliquid.fetch_trades asks for one wallet's own trades, not the market's.
     "hyperliquid": Habits(page=5_000, until="inclusive", history=5_000, cost_ms=1_000),
 }
 

@@ -1,76 +1,62 @@
 """Exchange → raw zone: ask for what a range of partitions lacks, and keep every answer.
 
-Serves the minute tick (one day, a window a series) and a backfill run (a month, hundreds of
-windows) alike. Answers are written day by day as soon as a day has all of its windows, so memory
-does not grow with the range and a run that dies leaves what it got.
+Serves the minute tick (one day, a window a series), a backfill run (a month, hundreds of windows)
+and the repair of gaps alike. Answers are written day by day as soon as a day has all of its
+windows, so memory does not grow with the range and a run that dies leaves what it got.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Final
 
-import pandas as pd
-
-from crypto_pipeline.core.answers import Answer, observations_of_all, settled_before
-from crypto_pipeline.core.candles import OBSERVATION_DTYPES, concat
-from crypto_pipeline.core.coverage import Coverage, Series
-from crypto_pipeline.core.intervals import Interval, Intervals, intersect, union
+from crypto_pipeline.core.answers import Answer
+from crypto_pipeline.core.coverage import Coverage, Series, SeriesCoverage
+from crypto_pipeline.core.intervals import Interval
+from crypto_pipeline.core.judgement import Judgement
 from crypto_pipeline.core.observations import merge
-from crypto_pipeline.core.planning import plan_windows
-from crypto_pipeline.core.routing import UNASKED, home_days
-from crypto_pipeline.core.rules import times_ms
-from crypto_pipeline.core.timeframes import DAY_MS, day_of, day_start_ms, timeframe_ms
+from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
+from crypto_pipeline.corridor.bridging import bridge_days
+from crypto_pipeline.corridor.day_book import DayBook
+from crypto_pipeline.corridor.plan import over, plan_requests
+from crypto_pipeline.corridor.requests import FailedRequest, Request, TradeRequest
+from crypto_pipeline.corridor.trade_history import trade_candles
 from crypto_pipeline.errors import (
     CollectionFailed,
     CryptoPipelineError,
     ExchangeBlocked,
     ExchangeError,
+    ExchangeUnavailable,
     RequestRefused,
 )
+from crypto_pipeline.exchanges.listing import trading_life
 from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
 from crypto_pipeline.lake.zones import RawPartition, RawZone
 
 #: After so many windows in a row failed, with no answer between, an exchange is left alone.
 GIVE_UP_AFTER: Final = 8
 
-
-@dataclass(frozen=True)
-class Request:
-    """One window of one series, planned."""
-
-    series: Series
-    window: Interval
-
-    @property
-    def days(self) -> Iterator[date]:
-        """The partitions it touches."""
-        for start in range(self.window.start // DAY_MS * DAY_MS, self.window.end, DAY_MS):
-            yield day_of(start)
+#: Silence of so long at the start of what is known makes us look when trading began.
+_LONG_MS: Final = 3_600_000
 
 
-@dataclass(frozen=True)
-class FailedRequest:
-    """A request that failed for good in this run."""
-
-    request: Request
-    error: ExchangeError
-    at: int
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class CollectedDay:
     """What a run did to one partition."""
 
-    requests: int
-    rows: int
-    observations: int
-    failed: tuple[FailedRequest, ...]
-    not_asked: int
+    requests: int = 0
+    rows: int = 0
+    observations: int = 0
+    failed: list[FailedRequest] = field(default_factory=list)
+
+    @property
+    def not_asked(self) -> int:
+        """Requests that were left out after others had failed."""
+        return sum(not entry.asked for entry in self.failed)
 
 
 @dataclass
@@ -80,7 +66,11 @@ class Collected:
     days: dict[date, CollectedDay] = field(default_factory=dict)
     failed: list[FailedRequest] = field(default_factory=list)
     answered: int = 0
-    not_asked: int = 0
+
+    @property
+    def not_asked(self) -> int:
+        """Requests that were left out after others had failed."""
+        return sum(not entry.asked for entry in self.failed)
 
 
 class Collection:
@@ -92,6 +82,8 @@ class Collection:
         days: the partitions, any order.
         run_id: for provenance.
         reread: closed candles before the forming one to ask for again.
+        back_since: since when the exchange answers again, ms; then holes whose next try is not due
+            are left alone. None asks for all but those of the last minute.
         on_day: told of each partition as it is written.
     """
 
@@ -103,24 +95,23 @@ class Collection:
         days: Sequence[date],
         run_id: str,
         reread: int = 0,
+        back_since: int | None = None,
         on_day: Callable[[date, CollectedDay], None] = lambda day, collected: None,
     ) -> None:
         self._exchange = exchange
         self._zone = zone
         self._days = sorted(day for day in set(days) if day >= exchange.config.start)
-        self._run_id = run_id
         self._reread = reread
+        self._back_since = back_since
         self._on_day = on_day
+        self._run_id = run_id
+        self._book = DayBook(exchange.habits, run_id=run_id)
         self._result = Collected()
-        self._answers: list[Answer] = []
-        self._left_over: pd.DataFrame | None = None
-        self._left_over_days = pd.Series([], dtype="int64")
-        self._covered: list[tuple[Request, Answer | FailedRequest]] = []
-        self._planned: Counter[date] = Counter()
-        self._written: set[date] = set()
-        self._refused: set[Series] = set()
+        self._coverage: dict[date, Coverage] = {}
+        self._refused: dict[Series, ExchangeError] = {}
         self._failures_in_a_row = 0
-        self._gave_up = False
+        self._gave_up: ExchangeError | None = None
+        self._writing = asyncio.Lock()
 
     async def run(self) -> Collected:
         """Ask, and write what came.
@@ -130,157 +121,195 @@ class Collection:
                 record in the raw zone all the same.
             LakeError: the raw zone cannot be read or written.
         """
+        found = {day: self._zone.summary(self._exchange.key, day) for day in self._days}
+        self._coverage = {day: summary.coverage for day, summary in found.items()}
+        self._result.days = {
+            day: CollectedDay(observations=summary.observations) for day, summary in found.items()
+        }
+        unknown: ExchangeError | None = None
         try:
             await self._exchange.load_markets()
         except ExchangeError as error:
-            raise self._markets_unknown(error) from None
-        requests = self._plan()
-        self._planned = Counter(day for request in requests for day in request.days)
-        waiting = self._planned.copy()
-        writing = asyncio.Lock()
+            self._gave_up = unknown = error
+        before = dict(self._coverage)
+        requests = plan_requests(
+            before,
+            series=self._exchange.config.series,
+            habits=self._exchange.habits,
+            exchange_now=self._exchange.now,
+            our_now=self._exchange.our_now,
+            reread=self._reread,
+            back_since=self._back_since,
+        )
+        await self._carry_out(requests)
+        if self._exchange.habits.quiet == "omitted":
+            await asyncio.to_thread(
+                bridge_days,
+                self._zone,
+                self._exchange.key,
+                self._exchange.config.series,
+                before=before,
+                after=self._coverage,
+            )
+        if unknown is not None:
+            raise self._markets_unknown(unknown)
+        if requests and not self._result.answered:
+            raise self._nothing_answered(len(requests))
+        return self._result
+
+    async def _carry_out(self, requests: Sequence[Request | TradeRequest]) -> None:
+        """All requests, several at once; each partition is written when its last one is done."""
+        planned = Counter(day for request in requests for day in request.days)
+        for day, tally in self._result.days.items():
+            tally.requests = planned[day]
+        waiting = planned.copy()
         queue = iter(requests)
 
         async def work() -> None:
             for request in queue:
-                await self._ask(request)
+                await self._do(request)
                 waiting.subtract(request.days)
-                async with writing:
+                async with self._writing:
                     for day in [day for day in self._days if waiting.get(day) == 0]:
                         del waiting[day]
-                        await self._write(day)
+                        await self._finish(day)
 
-        workers = min(self._exchange.config.concurrency, len(requests))
         failed: CryptoPipelineError | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(workers):
+                for _ in range(min(self._exchange.config.concurrency, len(requests))):
                     group.create_task(work())
         except* CryptoPipelineError as errors:
             failed = _first(errors)
         if failed is not None:
             raise failed
-        if requests and not self._result.answered:
-            raise self._nothing_answered(len(requests))
-        return self._result
+        for day in [day for day in self._days if not planned[day]]:
+            await self._finish(day)
 
-    def _plan(self) -> list[Request]:
-        """The requests of the range, oldest first; the series of one time in configured order."""
-        coverage = {day: self._zone.read(self._exchange.key, day).coverage for day in self._days}
-        spans = union((day_start_ms(day), day_start_ms(day) + DAY_MS) for day in self._days)
-        requests = [
-            Request(series, window)
-            for series in self._exchange.config.series
-            for span in spans
-            for window in plan_windows(
-                wanted=span,
-                settled=_settled(coverage, series),
-                timeframe=series.timeframe,
-                now=self._exchange.now,
-                page=self._exchange.habits.page,
-                reread=self._reread,
-                history=self._exchange.habits.history,
-            )
-        ]
-        return sorted(requests, key=lambda request: request.window.start)
+    async def _do(self, request: Request | TradeRequest) -> None:
+        if isinstance(request, TradeRequest):
+            await self._stream(request)
+        else:
+            await self._ask(request.series, request.window)
 
-    async def _ask(self, request: Request) -> None:
-        if self._gave_up or request.series in self._refused:
-            self._result.not_asked += 1
+    async def _ask(self, series: Series, window: Interval) -> None:
+        before = self._gave_up or self._refused.get(series)
+        if before is not None:
+            self._note(FailedRequest(series, window, before, self._exchange.our_now, asked=False))
+            return
+        life = self._book.life_of(series.symbol)
+        if life is not None and life.first is not None and window.end <= life.first:
             return
         try:
-            answer = await self._exchange.fetch(request.series, request.window)
+            answer = await self._exchange.fetch(series, window)
         except ExchangeError as error:
-            failed = FailedRequest(request, error, self._exchange.our_now)
-            self._result.failed.append(failed)
-            self._covered.append((request, failed))
-            if isinstance(error, RequestRefused):
-                self._refused.add(request.series)
-            else:
-                self._failures_in_a_row += 1
-                self._gave_up = self._gave_up or (
-                    isinstance(error, ExchangeBlocked) or self._failures_in_a_row >= GIVE_UP_AFTER
-                )
+            self._note(FailedRequest(series, window, error, self._exchange.our_now))
+            self._count(series, error)
             return
         self._failures_in_a_row = 0
         self._result.answered += 1
-        self._answers.append(answer)
-        self._covered.append((request, answer))
+        self._book.answer(answer)
+
+    async def _stream(self, request: TradeRequest) -> None:
+        """Candles of one symbol from its trades, written as they come."""
+        left = dict(request.spans)
+        error = self._gave_up
+        asked = error is None
+        if error is None:
+            try:
+                async for built in trade_candles(
+                    self._exchange, request.symbol, request.spans, run_id=self._run_id
+                ):
+                    self._failures_in_a_row = 0
+                    self._result.answered += 1
+                    for timeframe, covered in built.covered.items():
+                        left[timeframe] = Interval(covered.end, left[timeframe].end)
+                    async with self._writing:
+                        for day in self._book.trades(built):
+                            await self._write(day)
+            except ExchangeError as failure:
+                error = failure
+        if error is None:
+            return
+        at = self._exchange.our_now
+        for timeframe, span in left.items():
+            series = Series(request.symbol, timeframe)
+            if span.start < span.end:
+                self._note(FailedRequest(series, span, error, at, asked=asked))
+        if asked:
+            self._count(Series(request.symbol, next(iter(left))), error)
+
+    def _count(self, series: Series, error: ExchangeError) -> None:
+        """Whether the exchange, or this series, is worth another request."""
+        if isinstance(error, RequestRefused):
+            self._refused[series] = error
+            return
+        self._failures_in_a_row += 1
+        if isinstance(error, ExchangeBlocked) or self._failures_in_a_row >= GIVE_UP_AFTER:
+            self._gave_up = self._gave_up or error
+
+    def _note(self, failed: FailedRequest) -> None:
+        self._result.failed.append(failed)
+        for day in self._days:
+            if failed.window.start < day_start_ms(day) + DAY_MS and (
+                failed.window.end > day_start_ms(day)
+            ):
+                self._result.days[day].failed.append(failed)
+        self._book.failure(failed)
+
+    async def _finish(self, day: date) -> None:
+        """The partition has all that this run asked for it."""
+        await self._write(day)
+        self._on_day(day, self._result.days[day])
 
     async def _write(self, day: date) -> None:
-        observations = self._observations_of(day)
-        covered = [entry for entry in self._covered if day in entry[0].days]
-        self._written.add(day)
-        self._covered = [e for e in self._covered if not self._written.issuperset(e[0].days)]
-        if covered:
-            partition = await _to_its_end(
-                self._zone.update,
-                self._exchange.key,
-                day,
-                lambda before: RawPartition(
-                    merge(before.observations, observations),
-                    self._cover(before.coverage, day, covered),
-                ),
-            )
+        for answer, judgement in self._book.parse():
+            await self._look_up(answer, judgement)
+        rows = self._book.rows(day)
+        findings = self._book.findings(day)
+        tally = self._result.days.get(day, CollectedDay())
+        tally.rows += len(rows)
+        if findings is None or day not in self._coverage:
+            return
+        partition = await _to_its_end(
+            self._zone.update,
+            self._exchange.key,
+            day,
+            lambda before: RawPartition(
+                merge(before.observations, rows), findings(before.coverage)
+            ),
+        )
+        self._coverage[day] = partition.coverage
+        tally.observations = len(partition.observations)
+
+    async def _look_up(self, answer: Answer, judgement: Judgement) -> None:
+        """When the symbol's trading began and ended, where silence may lie before or after it."""
+        series = Series(answer.symbol, answer.timeframe)
+        if not judgement.silent or self._book.life_of(series.symbol) is not None:
+            return
+        known = over(self._coverage, series)
+        if self._exchange.trades_now(series.symbol) is False:
+            look = known.life is None or known.life.last is None
         else:
-            partition = self._zone.read(self._exchange.key, day)
-        collected = CollectedDay(
-            requests=self._planned[day],
-            rows=len(observations),
-            observations=len(partition.observations),
-            failed=tuple(entry for _, entry in covered if isinstance(entry, FailedRequest)),
-            not_asked=self._planned[day] - len(covered),
-        )
-        self._result.days[day] = collected
-        self._on_day(day, collected)
+            look = known.life is None and self._may_be_before_it(answer.window, judgement, known)
+        if not look:
+            return
+        since = min(answer.window.start, day_start_ms(self._exchange.config.start))
+        try:
+            life = await trading_life(self._exchange, series.symbol, since=since)
+        except ExchangeError:
+            return  # the hole stays unexplained, and is asked about again
+        self._book.life(series.symbol, life)
 
-    def _observations_of(self, day: date) -> pd.DataFrame:
-        """The rows of this partition among the answers so far; the others wait for theirs."""
-        answers, self._answers = self._answers, []
-        habits = self._exchange.habits
-        frame = observations_of_all(answers, run_id=self._run_id, settle_ms=habits.settle_ms)
-        days = pd.Series(
-            home_days(times_ms(frame["open_time"]), answers, extra_rows=habits.extra_rows)
-        )
-        if self._left_over is not None:
-            frame = concat([self._left_over, frame], OBSERVATION_DTYPES)
-            days = pd.concat([self._left_over_days, days], ignore_index=True)
-        number = day_start_ms(day) // DAY_MS
-        others = (days != number) & (days != UNASKED)
-        self._left_over = frame[others].reset_index(drop=True)
-        self._left_over_days = days[others].reset_index(drop=True)
-        return frame[days == number].reset_index(drop=True)
-
-    def _cover(
-        self,
-        coverage: Coverage,
-        day: date,
-        covered: Sequence[tuple[Request, Answer | FailedRequest]],
-    ) -> Coverage:
-        bounds = Interval(day_start_ms(day), day_start_ms(day) + DAY_MS)
-        for request, outcome in covered:
-            known = coverage.of(request.series)
-            for part in intersect([request.window], bounds):
-                if isinstance(outcome, FailedRequest):
-                    known = known.failed(part, at=outcome.at, error=str(outcome.error))
-                else:
-                    served = Interval(max(part.start, self._reach(outcome)), part.end)
-                    before = settled_before(
-                        outcome.exchange_now,
-                        timeframe=outcome.timeframe,
-                        settle_ms=self._exchange.habits.settle_ms,
-                    )
-                    known = known.answered(served, settled_before=before, at=outcome.fetched_at)
-            coverage = coverage.updated(request.series, known)
-        return coverage
-
-    def _reach(self, answer: Answer) -> int:
-        """How far back the exchange served when it answered; the plan may have been a minute older."""
-        history = self._exchange.habits.history
-        if history is None:
-            return answer.window.start
-        length = timeframe_ms(answer.timeframe)
-        # One candle less: the exchange's clock is known by its lower bound, and may be a minute on.
-        return answer.exchange_now // length * length - (history - 1) * length
+    @staticmethod
+    def _may_be_before_it(window: Interval, judgement: Judgement, known: SeriesCoverage) -> bool:
+        """Whether an answer is silent from its start on, longer than quiet minutes, before any candle."""
+        silence = judgement.silent[0]
+        traded_before = bool(known.settled) and known.settled[0].start < silence.start
+        if silence.start != window.start or traded_before:
+            return False
+        again = any(hole.start < silence.end and silence.start < hole.end for hole in known.holes)
+        return judgement.empty or again or silence.end - silence.start >= _LONG_MS
 
     def _markets_unknown(self, error: ExchangeError) -> CollectionFailed:
         config = self._exchange.config
@@ -293,13 +322,14 @@ class Collection:
 
     def _nothing_answered(self, planned: int) -> CollectionFailed:
         failed = self._result.failed
-        series = dict.fromkeys(" ".join(each.request.series) for each in failed)
+        series = dict.fromkeys(" ".join(each.series) for each in failed)
         named = ", ".join(list(series)[:10]) + (" …" if len(series) > 10 else "")
+        first = failed[0].error if failed else ExchangeUnavailable("nothing was asked for")
         return CollectionFailed(
             f"{self._exchange.key}: none of {planned} requests was answered, for {named}"
             f" ({self._result.not_asked} were not made after the first failures)."
-            f" The first: {failed[0].error.message}",
-            hint=failed[0].error.hint,
+            f" The first: {first.message}",
+            hint=first.hint,
             rerun_helps=any(each.error.rerun_helps for each in failed),
         )
 
@@ -321,9 +351,3 @@ async def _to_its_end(call: Callable[..., RawPartition], *arguments: Any) -> Raw
     except asyncio.CancelledError:
         await asyncio.wait([running])
         raise
-
-
-def _settled(coverage: dict[date, Coverage], series: Series) -> Intervals:
-    return union(
-        interval for partition in coverage.values() for interval in partition.of(series).settled
-    )

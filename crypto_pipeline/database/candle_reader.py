@@ -31,10 +31,15 @@ _READ: Final = sql.SQL(
     " AND timeframe = %(timeframe)s AND open_time >= %(start)s AND open_time < %(end)s"
     " ORDER BY open_time) TO STDOUT (FORMAT csv, HEADER)"
 ).format(names(_READ_COLUMNS), table_name(CANDLES))
+_READ_FILLED: Final = sql.SQL(
+    "COPY (SELECT {} FROM candles_filled("
+    " %(exchange)s, %(symbol)s, %(timeframe)s, %(start)s, %(end)s)"
+    " ORDER BY open_time) TO STDOUT (FORMAT csv, HEADER)"
+).format(names((*_READ_COLUMNS, "filled")))
 _ARROW_TYPES: Final = {
     **{name: pa.timestamp("us", "UTC") for name in ("open_time", "fetched_at")},
     **{name: pa.float64() for name in VALUES},
-    **{name: pa.dictionary(pa.int32(), pa.string()) for name in ("run_id", "source")},
+    **{name: pa.dictionary(pa.int32(), pa.string()) for name in ("run_id", "source", "filled")},
 }
 
 
@@ -66,10 +71,22 @@ def read_candles(
     timeframe: str,
     start: datetime,
     end: datetime,
+    fill: bool = False,
 ) -> pd.DataFrame:
     """The candles of a series in ``[start, end)``, by time, in the columns of the frame written.
 
     CSV parsed by Arrow: a third of the time of fetching rows, and numbers come back to the bit.
+
+    Args:
+        conn: a connection of :mod:`crypto_pipeline.database.connection`.
+        exchange: the exchange's key.
+        symbol: ccxt's unified one.
+        timeframe: ccxt's.
+        start: the first open time.
+        end: the open times before it.
+        fill: with flat candles where :data:`~crypto_pipeline.database.functions.CANDLES_FILLED`
+            makes them, and the column ``filled``: their cause, null for a stored candle. Of a flat
+            one fetched_at, run_id and source are null.
     """
     scope = {
         "exchange": exchange,
@@ -81,7 +98,7 @@ def read_candles(
     with (
         database_errors(conn, f"read candles {symbol} {timeframe} of {exchange!r}"),
         psycopg.ClientCursor(conn) as cursor,
-        cursor.copy(_READ, scope) as copy,
+        cursor.copy(_READ_FILLED if fill else _READ, scope) as copy,
     ):
         stream = pa.BufferOutputStream()
         for block in copy:
@@ -89,7 +106,12 @@ def read_candles(
     table = csv.read_csv(
         pa.BufferReader(stream.getvalue()),
         parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types=_ARROW_TYPES),
+        convert_options=csv.ConvertOptions(
+            column_types=_ARROW_TYPES,
+            null_values=[""],  # PostgreSQL quotes an empty text, and nothing else is null
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
     )
     frame = table.to_pandas().astype({"open_time": _TIME, "fetched_at": _TIME})
     for position, (name, value) in enumerate((("symbol", symbol), ("timeframe", timeframe))):

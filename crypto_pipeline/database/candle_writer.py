@@ -2,8 +2,8 @@
 
 Nothing here deletes. A row is written when it is new or when one of its five values differs from
 the stored one; otherwise it keeps its row version, its ``fetched_at`` and its ``run_id``, and no
-WAL is written. The last writer wins, partition by partition: writers of the same exchange and UTC
-day take turns.
+WAL is written. Of two answers about a candle the later one wins, whichever run ends first, and of
+two of the same time the one written last: writers of the same exchange and UTC day take turns.
 """
 
 from __future__ import annotations
@@ -46,20 +46,25 @@ _MAKE_STAGING: Final = sql.SQL(
 ).format(_STAGING, names(_SENT), table_name(CANDLES))
 _DROP_STAGING: Final = sql.SQL("DROP TABLE pg_temp.{}").format(_STAGING)
 
-#: The anti-join leaves unchanged rows alone; ON CONFLICT alone would lock, and log, each of them.
+#: The comparison leaves unchanged rows alone; ON CONFLICT alone would lock, and log, each of them.
+#: What is left is new, changed, or stale: from an older answer than the stored row.
 _MERGE: Final = sql.SQL(
-    "WITH written AS ("
-    " INSERT INTO {candles} AS stored ({columns})"
-    " SELECT %(exchange)s, {staged} FROM {staging} AS staged WHERE NOT EXISTS ("
-    "  SELECT FROM {candles} AS stored WHERE {scope}"
+    "WITH differing AS MATERIALIZED ("
+    " SELECT staged.*, coalesce(staged.fetched_at < stored.fetched_at, false) AS stale"
+    " FROM {staging} AS staged LEFT JOIN {candles} AS stored ON {scope}"
     "  AND stored.symbol = staged.symbol AND stored.timeframe = staged.timeframe"
     "  AND stored.open_time = staged.open_time"
-    "  AND ({stored_values}) IS NOT DISTINCT FROM ({staged_values}))"
+    " WHERE stored.open_time IS NULL OR ({stored_values}) IS DISTINCT FROM ({staged_values})"
+    "), written AS ("
+    " INSERT INTO {candles} AS stored ({columns})"
+    " SELECT %(exchange)s, {staged} FROM differing AS staged WHERE NOT stale"
     " ORDER BY {staged_key}"
     " ON CONFLICT ({key}) DO UPDATE SET {assignments}"
     " WHERE ({stored_values}) IS DISTINCT FROM ({new_values})"
+    "  AND excluded.fetched_at >= stored.fetched_at"
     " RETURNING {is_new} AS is_new"
-    ") SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new) FROM written"
+    ") SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new),"
+    " (SELECT count(*) FROM differing WHERE stale) FROM written"
 )
 
 _LIVE_COLUMNS: Final = tuple(LIVE_CANDLES.columns.keys())
@@ -87,11 +92,13 @@ class WriteResult:
         inserted: rows that were not there.
         changed: rows that were there with other values, now replaced.
         unchanged: rows that were there with these values, left alone.
+        stale: rows that were there with other values from a later answer, left alone.
     """
 
     inserted: int = 0
     changed: int = 0
     unchanged: int = 0
+    stale: int = 0
 
 
 def upsert_candles(
@@ -140,9 +147,14 @@ def upsert_candles(
         cursor.execute(_MAKE_STAGING)
         _copy(cursor, rows, into=_STAGING)
         merge = _merge_statement(server_version=conn.info.server_version)
-        inserted, changed = cursor.execute(merge, scope).fetchone() or (0, 0)
+        inserted, changed, stale = cursor.execute(merge, scope).fetchone() or (0, 0, 0)
         cursor.execute(_DROP_STAGING)
-    return WriteResult(inserted=inserted, changed=changed, unchanged=len(rows) - inserted - changed)
+    return WriteResult(
+        inserted=inserted,
+        changed=changed,
+        unchanged=len(rows) - inserted - changed - stale,
+        stale=stale,
+    )
 
 
 def replace_live_candles(conn: psycopg.Connection, frame: pd.DataFrame, *, exchange: str) -> int:

@@ -23,6 +23,7 @@ from crypto_pipeline.database.tables import (
     REJECTED_CANDLES,
     VALUES,
 )
+from crypto_pipeline.database.texts import cut, representable
 
 if TYPE_CHECKING:
     from datetime import date
@@ -92,7 +93,7 @@ def record_rejected(
 
 def _columns(frame: pd.DataFrame, *, exchange: str, partition_date: date) -> dict[str, list[Any]]:
     texts = {
-        name: [_representable(str(text)) for text in frame[name]]
+        name: [representable(str(text)) for text in frame[name]]
         for name in ("symbol", "timeframe", "received", "rule", "message", "run_id")
     }
     fetched_at = frame["fetched_at"].tolist()
@@ -113,8 +114,8 @@ def _columns(frame: pd.DataFrame, *, exchange: str, partition_date: date) -> dic
     return {
         **texts,
         "rejection_id": digests,
-        "received": [_cut(text, RECEIVED_LIMIT) for text in texts["received"]],
-        "message": [_cut(text, MESSAGE_LIMIT) for text in texts["message"]],
+        "received": [cut(text, RECEIVED_LIMIT) for text in texts["received"]],
+        "message": [cut(text, MESSAGE_LIMIT) for text in texts["message"]],
         "open_time": _nullable(open_time),
         "fetched_at": fetched_at,
         **{name: _nullable(frame[name].astype("float64")) for name in VALUES},
@@ -128,12 +129,3 @@ def _nullable(series: pd.Series[Any]) -> list[Any]:
 
 def _digest(*parts: str) -> UUID:
     return UUID(bytes=hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest())
-
-
-def _representable(text: str) -> str:
-    """The text with what PostgreSQL cannot hold, NUL and lone surrogates, spelled out."""
-    return text.replace("\0", "\\u0000").encode(errors="backslashreplace").decode()
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -10,9 +10,13 @@ update of the C library can change under an index.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from sqlalchemy import (
+    DDL,
+    BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Date,
@@ -24,8 +28,13 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    event,
     func,
+    text,
 )
+
+from crypto_pipeline.core.gaps import CAUSES, PROVEN
+from crypto_pipeline.database.functions import CANDLES_FILLED
 
 METADATA: Final = MetaData()
 
@@ -36,6 +45,9 @@ SOURCES: Final = ("ohlcv", "trades")
 #: Bounds of what ``rejected_candles`` keeps of texts that come from outside, in characters.
 RECEIVED_LIMIT: Final = 4_096
 MESSAGE_LIMIT: Final = 1_024
+
+#: Bound of a gap's evidence, in characters.
+EVIDENCE_LIMIT: Final = 1_024
 
 
 def _name(name: str) -> Column[str]:
@@ -66,6 +78,10 @@ def _ohlcv_rules(table: str) -> list[CheckConstraint]:
         "close_within_range": "close >= low AND close <= high",
     }
     return [CheckConstraint(rule, name=f"{table}_{name}") for name, rule in rules.items()]
+
+
+def _one_of(column: str, words: Iterable[str]) -> str:
+    return f"{column} IN ({', '.join(repr(word) for word in words)})"
 
 
 #: Final candles; a hypertable on ``open_time`` where TimescaleDB is there.
@@ -124,3 +140,81 @@ REJECTED_CANDLES: Final = Table(
     CheckConstraint(f"length(message) <= {MESSAGE_LIMIT}", name="rejected_candles_message_bound"),
     Index("rejected_candles_partition", "exchange", "partition_date"),
 )
+
+#: The ledger: every missing interval ``[gap_start, gap_end)`` of a series, cut at UTC midnights.
+CANDLE_GAPS: Final = Table(
+    "candle_gaps",
+    METADATA,
+    _name("exchange"),
+    _name("symbol"),
+    _name("timeframe"),
+    _time("gap_start"),
+    _time("gap_end"),
+    _text("cause"),
+    _text("evidence"),
+    _time("first_seen"),
+    _time("last_checked", nullable=True),
+    _time("next_retry", nullable=True),
+    PrimaryKeyConstraint("exchange", "symbol", "timeframe", "gap_start", name="candle_gaps_pkey"),
+    CheckConstraint("gap_start < gap_end", name="candle_gaps_not_empty"),
+    CheckConstraint(
+        "gap_end AT TIME ZONE 'UTC'"
+        " <= date_trunc('day', gap_start AT TIME ZONE 'UTC') + interval '1 day'",
+        name="candle_gaps_within_a_day",
+    ),
+    CheckConstraint(_one_of("cause", CAUSES), name="candle_gaps_cause_known"),
+    CheckConstraint(
+        f"({_one_of('cause', (cause for cause in CAUSES if cause in PROVEN))})"
+        " = (next_retry IS NULL)",
+        name="candle_gaps_retry_unless_proven",
+    ),
+    CheckConstraint(f"length(evidence) <= {EVIDENCE_LIMIT}", name="candle_gaps_evidence_bound"),
+    # A day of an exchange is replaced and read at once.
+    Index("candle_gaps_day", "exchange", "gap_start"),
+    # What is left to ask for: few rows among the proven ones of quiet markets.
+    Index(
+        "candle_gaps_retry",
+        "exchange",
+        "next_retry",
+        postgresql_where=text("next_retry IS NOT NULL"),
+    ),
+)
+
+#: When each exchange answered anybody, and since when it does so without a long break.
+EXCHANGE_STATES: Final = Table(
+    "exchange_states",
+    METADATA,
+    _name("exchange"),
+    _time("answered_at"),
+    _time("back_at"),
+    PrimaryKeyConstraint("exchange", name="exchange_states_pkey"),
+    CheckConstraint("back_at <= answered_at", name="exchange_states_back_before_answered"),
+)
+
+#: How complete each partition was found when it was last looked at; counts are candles.
+CANDLE_PARTITIONS: Final = Table(
+    "candle_partitions",
+    METADATA,
+    _name("exchange"),
+    Column("partition_date", Date, nullable=False),
+    Column("complete", Boolean, nullable=False),
+    *(
+        Column(name, BigInteger, nullable=False)
+        for name in ("expected", "stored", "missing", "unproven")
+    ),
+    Column("live", Boolean, nullable=False),  # the minute schedule collected it while it was today
+    _time("answered_at", nullable=True),
+    _time("checked_at"),
+    PrimaryKeyConstraint("exchange", "partition_date", name="candle_partitions_pkey"),
+    CheckConstraint(
+        "expected >= 0 AND stored >= 0 AND missing >= 0 AND unproven >= 0",
+        name="candle_partitions_counts_not_negative",
+    ),
+    CheckConstraint("unproven <= missing", name="candle_partitions_unproven_are_missing"),
+    CheckConstraint(
+        "complete = (unproven = 0 AND stored + missing = expected)",
+        name="candle_partitions_complete_by_counts",
+    ),
+)
+
+event.listen(METADATA, "after_create", DDL(CANDLES_FILLED))  # type: ignore[no-untyped-call]  # SQLAlchemy's

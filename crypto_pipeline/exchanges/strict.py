@@ -2,8 +2,8 @@
 
 ccxt turns HTML, cut JSON, an empty body and several 5xx answers into "no candles". Its
 ``handle_errors`` hook sees status, headers and body of exactly one call, so that is where an
-answer is held to what the exchange documents; ``parse_ohlcvs`` is where the rows are still as they
-came, so that is where they are taken. What was seen is left for the caller of this very request in
+answer is held to what the exchange documents; ``parse_ohlcvs`` and ``parse_trades`` are where the
+rows are still as they came, so that is where they are taken. What was seen is left for the caller of this very request in
 a context variable, which no concurrent request shares.
 """
 
@@ -148,17 +148,37 @@ class StrictAnswers:
                 this exchange puts its candles (another pair's name, ``{}``, an error object).
         """
         del market, timeframe, since, limit, tail
+        return self._taken(ohlcvs, "candles")
+
+    def parse_trades(
+        self,
+        trades: list[Any] | None,
+        market: Any = None,
+        since: int | None = None,
+        limit: int | None = None,
+        params: Any = None,
+    ) -> list[Any]:
+        """The trades as the exchange sent them: ccxt's own parsing is far too slow for millions.
+
+        Raises:
+            BadAnswer: as for :meth:`parse_ohlcvs`.
+        """
+        del market, since, limit, params
+        return self._taken(trades, "trades")
+
+    def _taken(self, rows: list[Any] | None, what: str) -> list[Any]:
+        """Leave the rows for the caller of this request, if they are of its answer."""
         exchanged = CURRENT.get()
         if exchanged is None:
-            return ohlcvs or []
-        if not isinstance(ohlcvs, list) or not _holds(exchanged.body, ohlcvs):
+            return rows or []
+        if not isinstance(rows, list) or not _holds(exchanged.body, rows):
             raise BadAnswer(
-                f"HTTP {exchanged.status} with JSON that holds no list of candles where this"
+                f"HTTP {exchanged.status} with JSON that holds no list of {what} where this"
                 f" exchange puts them: {self._shown(str(exchanged.body))}",
                 http_status=exchanged.status,
             )
-        exchanged.rows = ohlcvs
-        return ohlcvs
+        exchanged.rows = rows
+        return rows
 
     def _shown(self, body: str | None) -> str:
         """The start of a body, on one line. Cut after redaction: half a secret is no secret kept."""

@@ -26,6 +26,7 @@ from crypto_pipeline.errors import (
 from crypto_pipeline.exchanges.clock import ExchangeClock
 from crypto_pipeline.exchanges.failures import told
 from crypto_pipeline.exchanges.strict import CURRENT, Exchanged, strict_exchange
+from crypto_pipeline.exchanges.trades import TradesCursor, TradesPage, TradesRequest
 from crypto_pipeline.redaction import redacted
 
 Clock = Callable[[], int]
@@ -135,14 +136,30 @@ class ExchangeWrapper:
         """Symbols the exchange lists; empty before :meth:`load_markets`."""
         return tuple(self._ccxt.markets or ())
 
+    def serves(self, timeframe: str) -> bool:
+        """Whether the exchange has candles of this timeframe."""
+        return timeframe in (self._ccxt.timeframes or {})
+
+    def trades_now(self, symbol: str) -> bool | None:
+        """Whether the exchange lists the symbol as trading; None where it does not say."""
+        active = (self._ccxt.markets or {}).get(symbol, {}).get("active")
+        return active if isinstance(active, bool) else None
+
     async def load_markets(self) -> None:
         """Load the exchange's markets; they stay loaded.
 
         Raises:
             ExchangeError: typed by whether a rerun helps.
         """
+        if self._ccxt.markets:
+            return
+        tried = f"{self.key}: loading its markets"
+        await self._asked(self._ccxt.load_markets, tried)
         if not self._ccxt.markets:
-            await self._asked(self._ccxt.load_markets, f"{self.key}: loading its markets")
+            raise BadAnswer(
+                f"{tried}: the exchange lists none at all.",
+                hint="nothing, if it passes: the next tick asks again.",
+            )
 
     async def fetch(self, series: Series, window: Interval) -> Answer:
         """Ask for one window, which fits a page, of one series.
@@ -186,15 +203,33 @@ class ExchangeWrapper:
             clock_offset_ms=self.exchange_clock.offset_ms,
         )
 
+    async def fetch_trades(self, symbol: str, cursor: TradesCursor | None = None) -> TradesPage:
+        """Ask for one page of a symbol's trades: those after the cursor, or the newest there are.
+
+        Raises:
+            RequestRefused: the exchange does not list the symbol.
+            ExchangeError: any other failure, after the configured attempts.
+        """
+        tried = f"{self.key} {symbol} trades {cursor or 'that are the newest'}"
+        self._check_symbol(symbol, tried)
+        request = TradesRequest(self._ccxt, symbol, cursor)
+        seen = await self._asked(request, tried)
+        return request.page(
+            fetched_at=seen.received_at, clock_offset_ms=self.exchange_clock.offset_ms
+        )
+
     def _check(self, series: Series, tried: str) -> None:
         if series.timeframe not in (self._ccxt.timeframes or {}):
             raise RequestRefused(
                 f"{tried}: {self.config.ccxt_id} has no timeframe {series.timeframe}.",
                 hint=f"choose from {', '.join(self._ccxt.timeframes or {})}.",
             )
-        if self._ccxt.markets and series.symbol not in self._ccxt.markets:
+        self._check_symbol(series.symbol, tried)
+
+    def _check_symbol(self, symbol: str, tried: str) -> None:
+        if self._ccxt.markets and symbol not in self._ccxt.markets:
             raise RequestRefused(
-                f"{tried}: {self.config.ccxt_id} lists no market {series.symbol}.",
+                f"{tried}: {self.config.ccxt_id} lists no market {symbol}.",
                 hint=f"correct exchanges.{self.key}.symbols in pipeline.yaml.",
             )
 

@@ -74,11 +74,35 @@ def from_parquet(
     return frame, notes
 
 
-def _check(table: pa.Table, notes: Mapping[str, str], dtypes: Mapping[str, object]) -> None:
-    """ValueError or KeyError for a table that :func:`to_parquet` did not write like this."""
+def read_notes(content: bytes, *, where: str) -> tuple[int, dict[str, str]]:
+    """The number of rows and the notes, from the file's footer: no column is decoded.
+
+    Raises:
+        LakeError: not a file of this lake, or its notes were damaged since.
+    """
+    try:
+        footer = pq.read_metadata(pa.BufferReader(content))
+        schema = footer.schema.to_arrow_schema()
+        notes = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
+        _check_notes(notes)
+    except (pa.ArrowException, OSError, LookupError, ValueError) as error:
+        raise LakeError(
+            f"{where} is not a file of this lake, or it is damaged: {error}.",
+            hint="move it away; the partition can be fetched again.",
+        ) from error
+    del notes[_CHECKSUM]
+    return footer.num_rows, notes
+
+
+def _check_notes(notes: Mapping[str, str]) -> None:
     plain = {name: text for name, text in notes.items() if name != _CHECKSUM}
     if notes[_CHECKSUM] != _checksum(plain):
         raise ValueError("its notes do not have the checksum they were written with")
+
+
+def _check(table: pa.Table, notes: Mapping[str, str], dtypes: Mapping[str, object]) -> None:
+    """ValueError or KeyError for a table that :func:`to_parquet` did not write like this."""
+    _check_notes(notes)
     for name, dtype in dtypes.items():
         if table.schema.field(name).type != _ARROW[dtype]:
             raise ValueError(f"its column {name} is {table.schema.field(name).type}")

@@ -6,7 +6,7 @@ hive-partitioned Parquet understands.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date
@@ -17,7 +17,7 @@ import pandas as pd
 from crypto_pipeline.core.candles import CANDLE_DTYPES, OBSERVATION_DTYPES, empty_observations
 from crypto_pipeline.core.coverage import Coverage
 from crypto_pipeline.errors import LakeError
-from crypto_pipeline.lake.parquet import from_parquet, to_parquet
+from crypto_pipeline.lake.parquet import from_parquet, read_notes, to_parquet
 from crypto_pipeline.lake.storage import LakeStorage
 
 _COVERAGE: Final = "crypto_pipeline.coverage"
@@ -32,6 +32,14 @@ class RawPartition:
     """Everything the lake knows of an exchange's day: observations, and what was asked."""
 
     observations: pd.DataFrame = field(default_factory=empty_observations)
+    coverage: Coverage = field(default_factory=Coverage)
+
+
+@dataclass(frozen=True)
+class RawSummary:
+    """What a raw partition's footer says."""
+
+    observations: int = 0
     coverage: Coverage = field(default_factory=Coverage)
 
 
@@ -52,14 +60,23 @@ class RawZone:
         content = self._storage.read(name)
         if content is None:
             return RawPartition()
-        frame, notes = from_parquet(content, OBSERVATION_DTYPES, where=self._storage.where(name))
-        try:
-            return RawPartition(frame, Coverage.from_json(notes[_COVERAGE]))
-        except (KeyError, ValueError, TypeError) as error:
-            raise LakeError(
-                f"{self._storage.where(name)} does not say what was asked for: {error!r}.",
-                hint="move it away; the partition can be fetched again.",
-            ) from error
+        where = self._storage.where(name)
+        frame, notes = from_parquet(content, OBSERVATION_DTYPES, where=where)
+        return RawPartition(frame, _coverage(notes, where=where))
+
+    def summary(self, exchange: str, day: date) -> RawSummary:
+        """How many observations the partition holds and what was asked for, without reading them.
+
+        Raises:
+            LakeError: the file cannot be read.
+        """
+        name = _name("raw", exchange, day)
+        content = self._storage.read(name)
+        if content is None:
+            return RawSummary()
+        where = self._storage.where(name)
+        rows, notes = read_notes(content, where=where)
+        return RawSummary(rows, _coverage(notes, where=where))
 
     def update(
         self, exchange: str, day: date, change: Callable[[RawPartition], RawPartition]
@@ -116,6 +133,16 @@ class ValidatedZone:
     def where(self, exchange: str, day: date) -> str:
         """The partition's file."""
         return self._storage.where(_name("validated", exchange, day))
+
+
+def _coverage(notes: Mapping[str, str], *, where: str) -> Coverage:
+    try:
+        return Coverage.from_json(notes[_COVERAGE])
+    except (KeyError, ValueError, TypeError) as error:
+        raise LakeError(
+            f"{where} does not say what was asked for: {error!r}.",
+            hint="move it away; the partition can be fetched again.",
+        ) from error
 
 
 def _name(zone: str, exchange: str, day: date) -> str:

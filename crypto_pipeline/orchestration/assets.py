@@ -7,7 +7,8 @@ with a candle is in :mod:`crypto_pipeline.corridor` and :mod:`crypto_pipeline.co
 # No `from __future__ import annotations`: Dagster reads the annotations of decorated functions.
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import date
 from itertools import groupby
 from typing import Any, Final
@@ -17,14 +18,17 @@ import pandas as pd
 
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.validation import validate
-from crypto_pipeline.corridor.collect import CollectedDay, Collection, FailedRequest
+from crypto_pipeline.corridor.collect import CollectedDay, Collection
+from crypto_pipeline.corridor.requests import FailedRequest
 from crypto_pipeline.database.rejected_writer import record_rejected
 from crypto_pipeline.errors import CryptoPipelineError
 from crypto_pipeline.orchestration.failures import told_to_dagster
 from crypto_pipeline.orchestration.frames import PartitionedCandles
+from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 from crypto_pipeline.orchestration.resources import CcxtResource, DatabaseResource, LakeResource
 from crypto_pipeline.orchestration.schemas import candles_columns, observation_columns
+from crypto_pipeline.orchestration.tags import EXCHANGE_TAG, HEALS_TAG
 
 GROUP: Final = "candles"
 
@@ -47,6 +51,7 @@ def build_assets(
         ccxt: dg.ResourceParam[CcxtResource],
         lake: dg.ResourceParam[LakeResource],
         database: dg.ResourceParam[DatabaseResource],
+        ledger: dg.ResourceParam[LedgerResource],
     ) -> None:
         """What the exchange answered: every observation of every configured series of a day.
 
@@ -60,9 +65,11 @@ def build_assets(
             except CryptoPipelineError as error:
                 # The other exchanges of the range go on; this one's partitions do not turn green.
                 failures.append(error)
-                for partition in wanted:
-                    if partition.exchange == exchange:
-                        _noting(context)(partition, {"error": str(error)})
+                failed = [partition for partition in wanted if partition.exchange == exchange]
+                for partition in failed:
+                    _noting(context)(partition, {"error": str(error)})
+                # Nothing will be stored, so the ledger would not hear of what failed.
+                ledger.record_failed(failed, live=EXCHANGE_TAG in context.run.tags)
         exchanges = {partition.exchange for partition in wanted}
         for failure in failures if len(failures) < len(exchanges) else failures[1:]:
             context.log.error(str(failure))
@@ -102,7 +109,9 @@ def build_assets(
         context: dg.AssetExecutionContext, validated_ohlcv: PartitionedCandles
     ) -> PartitionedCandles:
         """Final candles in the hypertable ``candles``, the forming ones in ``live_candles``."""
-        return validated_ohlcv.noted_by(_noting(context))
+        return validated_ohlcv.passed_on(
+            note=_noting(context), live=EXCHANGE_TAG in context.run.tags
+        )
 
     return [raw_ohlcv, validated_ohlcv, timescale_candles]
 
@@ -137,6 +146,9 @@ def _collect(
             },
         )
 
+    scheduled = EXCHANGE_TAG in context.run.tags
+    healing = HEALS_TAG in context.run.tags
+
     async def collect() -> None:
         async with ccxt.open(exchange) as wrapper:
             with database.raw_locks() as lock:
@@ -146,6 +158,7 @@ def _collect(
                     days=days,
                     run_id=context.run.run_id,
                     reread=config.live.reread,
+                    back_since=database.back_at(exchange) if scheduled or healing else None,
                     on_day=on_day,
                 )
                 collected = await collection.run()
@@ -154,7 +167,11 @@ def _collect(
                 f" again; {len(collected.failed)} failed for good, {collected.not_asked} left out"
             )
 
-    asyncio.run(collect())
+    def waiting(day: date) -> None:
+        context.log.info(f"{exchange} {day}: another run collects it; this one waits for its end.")
+
+    with nullcontext() if scheduled else database.claimed(exchange, days, waiting=waiting):
+        asyncio.run(collect())
 
 
 def _validated(
@@ -162,34 +179,36 @@ def _validated(
 ) -> Iterator[tuple[Partition, pd.DataFrame]]:
     note = _noting(context)
     zone = lake.raw()
-    with database.connect() as conn:
+    with database.connect() as conn, database.raw_locks() as lock:
         for partition in partitions_of(context.partition_keys):
-            verdict = validate(zone.read(*partition).observations, day=partition.day)
-            record_rejected(
-                conn,
-                verdict.rejected,
-                exchange=partition.exchange,
-                partition_date=partition.day,
-            )
-            note(
-                partition,
-                {
-                    "rejected": len(verdict.rejected),
-                    **{f"rejected: {rule}": n for rule, n in verdict.counts.items()},
-                },
-            )
-            yield partition, verdict.candles
+            # Held until the file is written: an older look must not replace a newer one's.
+            with lock(*partition):
+                verdict = validate(zone.read(*partition).observations, day=partition.day)
+                record_rejected(
+                    conn,
+                    verdict.rejected,
+                    exchange=partition.exchange,
+                    partition_date=partition.day,
+                )
+                note(
+                    partition,
+                    {
+                        "rejected": len(verdict.rejected),
+                        **{f"rejected: {rule}": n for rule, n in verdict.counts.items()},
+                    },
+                )
+                yield partition, verdict.candles
 
 
-def _failed_table(failed: tuple[FailedRequest, ...]) -> dict[str, Any]:
+def _failed_table(failed: Sequence[FailedRequest]) -> dict[str, Any]:
     """The failed requests as a table; nothing where none failed."""
     if not failed:
         return {}
     records = [
         dg.TableRecord(
             {
-                "symbol": entry.request.series.symbol,
-                "timeframe": entry.request.series.timeframe,
+                "symbol": entry.series.symbol,
+                "timeframe": entry.series.timeframe,
                 "error": type(entry.error).__name__,
                 "message": entry.error.message,
                 "a rerun helps": str(entry.error.rerun_helps),

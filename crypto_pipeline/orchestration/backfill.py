@@ -18,9 +18,8 @@ from crypto_pipeline.orchestration.build import build_defs
 from crypto_pipeline.orchestration.checks import CHECKS
 from crypto_pipeline.orchestration.jobs import OHLCV_JOB
 from crypto_pipeline.orchestration.partitions import Partition
+from crypto_pipeline.orchestration.tags import RANGE_END, RANGE_START
 from crypto_pipeline.settings import read_settings
-
-_RANGE = "dagster/asset_partition_range"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
             result = job.execute_in_process(
                 instance=instance,
                 run_config={"loggers": {"progress": {"config": {}}}},
-                tags={f"{_RANGE}_start": part[0].key, f"{_RANGE}_end": part[-1].key},
+                tags={RANGE_START: part[0].key, RANGE_END: part[-1].key},
                 raise_on_error=False,
             )
             missing = dict(_incomplete(result, part))

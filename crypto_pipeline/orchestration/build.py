@@ -11,8 +11,10 @@ import dagster as dg
 from crypto_pipeline.exchanges.catalogue import check_exchanges
 from crypto_pipeline.orchestration.assets import build_assets
 from crypto_pipeline.orchestration.checks import build_checks
+from crypto_pipeline.orchestration.healing import build_sensor
 from crypto_pipeline.orchestration.io_managers import TimescaleIOManager, ValidatedLakeIOManager
 from crypto_pipeline.orchestration.jobs import build_ohlcv_job
+from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.partitions import candle_partitions
 from crypto_pipeline.orchestration.resources import (
     CcxtResource,
@@ -55,7 +57,13 @@ def build_defs(
         **(resource_overrides or {}),
     }
     resources.setdefault("validated_lake", ValidatedLakeIOManager(resources["lake"]))
-    resources.setdefault("timescale", TimescaleIOManager(resources["database"]))
+    resources.setdefault(
+        "ledger",
+        LedgerResource(config, resources["lake"], resources["database"], resources["clock"]),
+    )
+    resources.setdefault(
+        "timescale", TimescaleIOManager(resources["database"], resources["ledger"])
+    )
     with warnings.catch_warnings():
         # Each is pinned in test_upstream_pins.py, which fails when Dagster changes it.
         for beta in (
@@ -70,6 +78,7 @@ def build_defs(
             asset_checks=build_checks(config, partitions),
             jobs=[job],  # type: ignore[list-item]
             schedules=[build_schedule(config, job)],
+            sensors=[build_sensor(config, partitions, job)],
             resources=resources,
             loggers=loggers,
             executor=dg.in_process_executor,

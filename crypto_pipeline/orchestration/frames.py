@@ -19,6 +19,7 @@ class PartitionedCandles:
     Args:
         frames: the partitions and their candles (columns of ``CANDLE_DTYPES``).
         note: where an IO manager puts what it did to each partition.
+        live: whether the minute schedule collects them, as today's.
     """
 
     def __init__(
@@ -26,13 +27,15 @@ class PartitionedCandles:
         frames: Iterable[tuple[Partition, pd.DataFrame]],
         *,
         note: Note = lambda partition, metadata: None,
+        live: bool = False,
     ) -> None:
         self._frames = frames
         self.note = note
+        self.live = live
 
     def __iter__(self) -> Iterator[tuple[Partition, pd.DataFrame]]:
         return iter(self._frames)
 
-    def noted_by(self, note: Note) -> PartitionedCandles:
-        """The same frames, on their way into an asset that notes what becomes of them."""
-        return PartitionedCandles(self._frames, note=note)
+    def passed_on(self, *, note: Note, live: bool) -> PartitionedCandles:
+        """The same frames, on their way into another asset, which notes what becomes of them."""
+        return PartitionedCandles(self._frames, note=note, live=live)

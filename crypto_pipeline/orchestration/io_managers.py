@@ -16,6 +16,7 @@ from crypto_pipeline.database.tables import CANDLES
 from crypto_pipeline.errors import LakeError
 from crypto_pipeline.orchestration.failures import told_to_dagster
 from crypto_pipeline.orchestration.frames import PartitionedCandles
+from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
 
@@ -61,11 +62,13 @@ class ValidatedLakeIOManager(dg.IOManager):
 class TimescaleIOManager(dg.IOManager):
     """Final candles upserted into the hypertable ``candles``, forming ones into ``live_candles``.
 
-    One partition is one transaction; storing it again changes nothing that is already there.
+    What a partition lacks afterwards goes to ``candle_gaps``, with its cause. Storing a partition
+    again changes nothing that is already there.
     """
 
-    def __init__(self, database: DatabaseResource) -> None:
+    def __init__(self, database: DatabaseResource, ledger: LedgerResource) -> None:
         self._database = database
+        self._ledger = ledger
 
     def handle_output(self, context: dg.OutputContext, obj: PartitionedCandles) -> None:
         """Store each partition as it comes."""
@@ -83,13 +86,17 @@ class TimescaleIOManager(dg.IOManager):
                 forming = replace_live_candles(
                     conn, candles[~candles["final"]], exchange=partition.exchange
                 )
+                state = self._ledger.record(conn, partition, final, live=obj.live)
                 obj.note(
                     partition,
                     {
                         "dagster/partition_row_count": len(final),
+                        "missing": sum(state.missing.values()),
+                        **{f"missing: {cause}": n for cause, n in state.missing.items()},
                         "inserted": written.inserted,
                         "changed": written.changed,
                         "unchanged": written.unchanged,
+                        "stale": written.stale,
                         "forming": forming,
                         "newest candles": _newest(final),
                         "query": dg.MetadataValue.text(_query(partition.exchange, start)),

@@ -7,7 +7,7 @@ configuration, so nothing secret reaches the run's page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -17,7 +17,8 @@ import psycopg
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.timeframes import to_ms
 from crypto_pipeline.database.connection import connect
-from crypto_pipeline.database.locks import raw_partition_lock
+from crypto_pipeline.database.exchange_states import back_at
+from crypto_pipeline.database.locks import claimed_partitions, raw_partition_lock
 from crypto_pipeline.exchanges.wrapper import Clock, ExchangeWrapper, system_clock
 from crypto_pipeline.lake.storage import LakeStorage
 from crypto_pipeline.lake.zones import RawZone, ValidatedZone
@@ -76,6 +77,26 @@ class DatabaseResource:
             DatabaseError: it is away.
         """
         return connect(self.url())
+
+    @contextmanager
+    def claimed(
+        self, exchange: str, days: Sequence[date], *, waiting: Callable[[date], None]
+    ) -> Iterator[None]:
+        """Alone in collecting these partitions, but for the minute schedule.
+
+        ``waiting`` is told once of the day another run is busy with.
+        """
+        with self.connect() as conn, claimed_partitions(conn, exchange, days, waiting=waiting):
+            yield
+
+    def back_at(self, exchange: str) -> int:
+        """Since when the exchange answers again, ms; 0 if it never did.
+
+        Raises:
+            DatabaseError: it is away.
+        """
+        with self.connect() as conn:
+            return back_at(conn, exchange=exchange) or 0
 
     @contextmanager
     def raw_locks(self) -> Iterator[Callable[[str, date], AbstractContextManager[object]]]:

@@ -9,24 +9,14 @@ from typing import Final
 import dagster as dg
 
 from crypto_pipeline.config.model import PipelineConfig
-from crypto_pipeline.core.intervals import subtract
-from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
-from crypto_pipeline.errors import LakeError
 from crypto_pipeline.orchestration.partitions import partition_key
-from crypto_pipeline.orchestration.resources import LakeResource
-
-EXCHANGE_TAG: Final = "crypto_pipeline/exchange"
-#: On a run in whose favour ticks were skipped: the newest such tick.
-SKIPPED_TAG: Final = "crypto_pipeline/skipped_tick"
+from crypto_pipeline.orchestration.tags import EXCHANGE_TAG, SKIPPED_TAG
 
 #: A run that takes longer is ended by run monitoring, so that a hung one cannot stop the exchange.
 LONGEST_RUN_SECONDS: Final = 600
 
-#: Minutes after midnight in which an unsettled yesterday is asked for each minute; then each tenth.
-_EVERY_MINUTE: Final = 60
-_THEN_EVERY: Final = 10
-
-_UNDER_WAY: Final = [
+#: A run that has not ended.
+UNDER_WAY: Final = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -44,11 +34,11 @@ def build_schedule(config: PipelineConfig, job: object) -> dg.ScheduleDefinition
         cron_schedule="* * * * *",
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Every minute, for each exchange: today's partition, and yesterday's until its"
-        " last candle is final.",
+        description="Every minute, for each exchange: today's partition, and yesterday's as long as"
+        " its last candles are read again.",
     )
     def realtime_ohlcv(
-        context: dg.ScheduleEvaluationContext, lake: dg.ResourceParam[LakeResource]
+        context: dg.ScheduleEvaluationContext,
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         minute = context.scheduled_execution_time.astimezone(UTC)
         busy = {}
@@ -61,7 +51,7 @@ def build_schedule(config: PipelineConfig, job: object) -> dg.ScheduleDefinition
                 # A tick that asks for other runs can show no skip reason; the run in the way can.
                 context.instance.add_run_tags(run, {SKIPPED_TAG: reason})
                 continue
-            for day in _days(config, exchange, minute, lake):
+            for day in _days(config, exchange, minute):
                 yield dg.RunRequest(
                     run_key=f"{exchange} {day} {minute:%Y-%m-%dT%H:%MZ}",
                     partition_key=partition_key(exchange, day),
@@ -83,40 +73,19 @@ def build_schedule(config: PipelineConfig, job: object) -> dg.ScheduleDefinition
 
 def _run_under_way(instance: dg.DagsterInstance, exchange: str) -> str | None:
     runs = instance.get_run_records(
-        dg.RunsFilter(statuses=_UNDER_WAY, tags={EXCHANGE_TAG: exchange}), limit=1
+        dg.RunsFilter(statuses=UNDER_WAY, tags={EXCHANGE_TAG: exchange}), limit=1
     )
     return runs[0].dagster_run.run_id if runs else None
 
 
-def _days(
-    config: PipelineConfig, exchange: str, minute: datetime, lake: LakeResource
-) -> Iterator[date]:
-    """Today, and yesterday as long as there is something to ask for.
+def _days(config: PipelineConfig, exchange: str, minute: datetime) -> Iterator[date]:
+    """Today, and yesterday while its last candles are read again like any others.
 
-    For the first minutes of a day in any case, since its last candles are read again like any
-    others; then while it is not settled, every minute for an hour and every ten after that.
+    What yesterday still lacks after that is the business of the sensor that fills gaps.
     """
     today = minute.date()
     yesterday = today - timedelta(days=1)
-    if yesterday >= config.exchanges[exchange].start:
-        passed = (minute - datetime.combine(today, datetime.min.time(), UTC)) // timedelta(
-            minutes=1
-        )
-        due = passed < _EVERY_MINUTE or passed % _THEN_EVERY == 0
-        if passed <= config.live.reread + 1 or (
-            due and _unsettled(config, exchange, yesterday, lake)
-        ):
-            yield yesterday
+    passed = (minute - datetime.combine(today, datetime.min.time(), UTC)) // timedelta(minutes=1)
+    if yesterday >= config.exchanges[exchange].start and passed <= config.live.reread + 1:
+        yield yesterday
     yield today
-
-
-def _unsettled(config: PipelineConfig, exchange: str, day: date, lake: LakeResource) -> bool:
-    try:
-        coverage = lake.raw().read(exchange, day).coverage
-    except LakeError:
-        return True  # its run will say what is wrong with the file; the others must not wait for it
-    whole = (day_start_ms(day), day_start_ms(day) + DAY_MS)
-    return any(
-        subtract([whole], coverage.of(series).settled)
-        for series in config.exchanges[exchange].series
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -12,7 +13,10 @@ import pandas as pd
 import psycopg
 import pytest
 
-from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
+from crypto_pipeline.core.gaps import Gap, PartitionState
+from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
+from crypto_pipeline.database.connection import connect
+from crypto_pipeline.database.gap_writer import record_partition
 from crypto_pipeline.settings import CONFIG, DATABASE_URL, LAKE
 from crypto_pipeline.simulator import SimulatorHandle
 from crypto_pipeline_tests.cli.conftest import PROGRAM, Cli, write_pipeline
@@ -105,6 +109,91 @@ def test_a_reader_that_goes_away_is_no_traceback(stored: Cli) -> None:
     assert done.stderr == ""
 
 
+def test_csv_times_are_exact(stored: Cli) -> None:
+    """fetched_at was cut to seconds: of two answers in one second nobody could tell the later."""
+    minute = ("--start", "2024-03-13T10:00", "--end", "2024-03-13T10:01")
+    text = stored.inside("candles", *SERIES, *minute, "--format", "csv").stdout
+    frame = pd.read_csv(io.StringIO(text))
+    with psycopg.connect(stored.environment[DATABASE_URL]) as conn:
+        found = conn.execute(
+            "SELECT fetched_at FROM candles WHERE exchange = 'binance' AND symbol = 'BTC/USDT'"
+            " AND open_time = '2024-03-13T10:00Z'"
+        ).fetchone()
+    assert found is not None
+    assert frame["open_time"].tolist() == ["2024-03-13T10:00:00Z"]
+    assert len(frame["fetched_at"][0]) == len("2024-03-13T10:00:00.123Z")
+    assert pd.Timestamp(frame["fetched_at"][0]) == found[0]
+
+
+@pytest.fixture
+def quiet_day(stored: Cli) -> Iterator[date]:
+    """A day with one stored candle, twenty proven quiet hours after it and three unknown minutes."""
+    day = date(2024, 3, 11)  # before the first day of the pipeline file: nobody else collects it
+    start = day_start_ms(day)
+    gap = {"symbol": "BTC/USDT", "timeframe": "1m", "evidence": "", "first_seen": start}
+    gaps = [
+        Gap(**gap, start=start + 60_000, end=start + 1_201 * 60_000, cause="no_trades"),
+        Gap(
+            **gap,
+            start=start + 1_201 * 60_000,
+            end=start + 1_204 * 60_000,
+            cause="unknown",
+            next_retry=start,
+        ),
+    ]
+    state = PartitionState(
+        expected=1_440,
+        stored=1,
+        missing={"no_trades": 1_200, "unknown": 3},
+        answered_at=None,
+        checked_at=start,
+    )
+    with connect(stored.environment[DATABASE_URL]) as conn:
+        conn.execute(
+            "INSERT INTO candles SELECT exchange, symbol, timeframe, %s, 1, 4, 0.5, 2.5, 9,"
+            " fetched_at, run_id, source FROM candles WHERE symbol = 'BTC/USDT' LIMIT 1",
+            [utc(start)],
+        )
+        record_partition(conn, exchange="binance", day=day, gaps=gaps, state=state)
+        yield day
+        conn.execute("DELETE FROM candles WHERE open_time = %s", [utc(start)])
+        conn.execute("DELETE FROM candle_gaps WHERE gap_start::date = %s", [day])
+        conn.execute("DELETE FROM candle_partitions WHERE partition_date = %s", [day])
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_fill_adds_flat_candles_and_their_cause(
+    stored: Cli, quiet_day: date, form: str, tmp_path: Path
+) -> None:
+    """Only proven quiet minutes; without the flag there is neither such a candle nor the column."""
+    path = tmp_path / "out"
+    window = ("--start", str(quiet_day), "--end", "2024-03-12")
+    output = ("--format", form, "--output", str(path))
+    done = stored.inside("candles", *SERIES, *window, *output, "--fill")
+    assert f"1,201 candles, 1,200 of them filled, written to {path}." in done.stderr
+    frame = pd.read_csv(path) if form == "csv" else pd.read_parquet(path)
+    assert list(frame)[-1] == "filled"
+    assert frame["filled"].isna().tolist() == [True] + [False] * 1_200
+    flat = frame[frame["filled"] == "no_trades"]
+    assert len(flat) == 1_200
+    assert (flat[["open", "high", "low", "close"]] == 2.5).all(axis=None)
+    assert (flat["volume"] == 0).all()
+    assert flat["fetched_at"].isna().all()
+    stored.inside("candles", *SERIES, *window, *output)
+    plain = pd.read_csv(path) if form == "csv" else pd.read_parquet(path)
+    assert len(plain) == 1
+    assert "filled" not in plain
+
+
+def test_a_filled_table_has_blanks_where_there_is_nothing(stored: Cli, quiet_day: date) -> None:
+    """``NaN`` and ``NaT`` are words of another program."""
+    window = ("--start", str(quiet_day), "--end", f"{quiet_day}T00:03")
+    lines = stored.inside("candles", *SERIES, *window, "--fill").stdout.splitlines()
+    assert lines[0].split()[-1] == "filled"
+    assert [line.split()[-1] for line in lines[1:]] == ["ohlcv", "no_trades", "no_trades"]
+    assert not any("Na" in line for line in lines)
+
+
 # --- status --------------------------------------------------------------------------------------
 
 
@@ -117,24 +206,24 @@ def test_status_json_is_one_document_on_stdout(stored: Cli) -> None:
     assert rows[0]["first"] == "2024-03-13T00:00:00+00:00"
     assert rows[0]["last"] == "2024-03-14T23:59:00+00:00"
     assert rows[0]["candles"] == 2_880
-    assert rows[0]["missing"] == 0
+    assert rows[0]["missing"] == {}
     assert rows[0]["seconds_behind"] > 86_400
     kraken = rows[2]
     assert (kraken["first"], kraken["last"], kraken["candles"]) == (None, None, 0)
 
 
-def test_status_counts_what_is_missing(stored: Cli) -> None:
-    """Between the first and the last candle; put back afterwards."""
-    cut = "symbol = 'BTC/USDT' AND open_time = '2024-03-13 12:00Z'"
-    with psycopg.connect(stored.environment[DATABASE_URL], autocommit=True) as conn:
-        conn.execute(f"CREATE TABLE aside AS SELECT * FROM candles WHERE {cut}")
-        conn.execute(f"DELETE FROM candles WHERE {cut}")
-        try:
-            rows = json.loads(stored.inside("status", "--json").stdout)
-        finally:
-            conn.execute("INSERT INTO candles SELECT * FROM aside")
-            conn.execute("DROP TABLE aside")
-    assert [row["missing"] for row in rows] == [1, 0, 0]
+def test_status_counts_what_is_missing_by_cause(stored: Cli, quiet_day: date) -> None:
+    """Candles, not gaps; what the ledger has of a series that nothing is stored of is told, too."""
+    assert quiet_day < date(2024, 3, 13)
+    rows = json.loads(stored.inside("status", "--json").stdout)
+    assert rows[0]["missing"] == {"no_trades": 1_200, "unknown": 3}
+    assert list(rows[0]["missing"]) == ["no_trades", "unknown"]
+    assert rows[1]["missing"] == {}
+    lines = [line.split() for line in stored.inside("status").stdout.splitlines()]
+    assert lines[0][-3:] == ["missing", "by", "cause"]
+    assert "1,203" in lines[1]
+    assert lines[1][-4:] == ["1,200", "no_trades,", "3", "unknown"]
+    assert lines[2][-1] == "–"
 
 
 def test_status_is_a_table_for_people(stored: Cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import date
 from typing import Any
 
@@ -68,14 +69,47 @@ def content(record: dict[str, Any]) -> tuple[object, ...]:
     return *("nan" if math.isnan(v) else v for v in values), record["received"]
 
 
+def at(minute: float) -> int:
+    """The instant so many minutes into the day, ms."""
+    return T0 + round(minute * MINUTE_MS)
+
+
+def span(start: float, end: float) -> Interval:
+    """Minutes of the day as an interval."""
+    return Interval(at(start), at(end))
+
+
+def minutes(intervals: Iterable[tuple[int, int]]) -> set[int]:
+    """The minutes of the day in the intervals, whose ends must lie on minutes."""
+    found = []
+    for start, end in intervals:
+        assert start < end
+        assert (start - T0) % MINUTE_MS == (end - T0) % MINUTE_MS == 0
+        found += range((start - T0) // MINUTE_MS, (end - T0) // MINUTE_MS)
+    assert len(found) == len(set(found)), "intervals overlap"
+    return set(found)
+
+
+def candle(minute: float, *, close: float = 11.0) -> list[object]:
+    """A row in ccxt's layout that keeps the rules, unless its close does not."""
+    return [at(minute), 10.0, 12.0, 9.0, close, 1.5]
+
+
 def answer(
-    rows: list[object], *, now: int = T0 + DAY_MS, offset: int = 0, layout: Layout = CCXT_LAYOUT
+    rows: list[Any],
+    *,
+    now: int = T0 + DAY_MS,
+    offset: int = 0,
+    layout: Layout = CCXT_LAYOUT,
+    window: Interval | None = None,
+    symbol: str = "BTC/USDT",
+    timeframe: str = "1m",
 ) -> Answer:
-    """An answer for BTC/USDT 1m that came when the exchange's clock showed ``now``."""
+    """An answer, for ten minutes of BTC/USDT 1m, that came when the exchange's clock showed ``now``."""
     return Answer(
-        symbol="BTC/USDT",
-        timeframe="1m",
-        window=Interval(T0, T0 + 10 * MINUTE_MS),
+        symbol=symbol,
+        timeframe=timeframe,
+        window=window or span(0, 10),
         rows=rows,
         layout=layout,
         fetched_at=now - offset,

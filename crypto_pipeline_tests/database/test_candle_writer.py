@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,31 +15,9 @@ from crypto_pipeline.database.candle_writer import WriteResult, upsert_candles
 from crypto_pipeline.errors import DatabaseError
 from crypto_pipeline_tests.database.conftest import empty
 from crypto_pipeline_tests.database.frames import START, WINDOW, candles, changed
-
-if TYPE_CHECKING:
-    import psycopg
+from crypto_pipeline_tests.database.stored import VERSIONS, as_stored, rows, wal_position
 
 SYMBOLS = ["BTC/USDT", "ETH/USDT", "ÄTH/€"]
-VALUES = ["open", "high", "low", "close", "volume"]
-ALL = "SELECT * FROM candles ORDER BY 1, 2, 3, 4"
-VERSIONS = "SELECT xmin::text, ctid::text, * FROM candles ORDER BY symbol, timeframe, open_time"
-
-
-def rows(conn: psycopg.Connection, query: str = ALL) -> list[tuple[object, ...]]:
-    return conn.execute(query).fetchall()
-
-
-def wal_position(conn: psycopg.Connection) -> int:
-    row = conn.execute("SELECT pg_current_wal_insert_lsn() - '0/0'").fetchone()
-    return int(row[0])
-
-
-def as_stored(frame: pd.DataFrame) -> list[tuple[object, ...]]:
-    stored = frame.astype(dict.fromkeys(["symbol", "timeframe", "run_id", "source"], "str"))
-    columns = ["symbol", "timeframe", "open_time", *VALUES, "fetched_at", "run_id", "source"]
-    tuples = stored[columns].sort_values(["symbol", "timeframe", "open_time"]).to_numpy(object)
-    return [("binance", *row) for row in tuples]
-
 
 PRICE = st.floats(min_value=5e-324, max_value=1.7976931348623157e308)
 CANDLE = st.tuples(

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
+from crypto_pipeline.database.candle_reader import read_candles
+from crypto_pipeline.database.candle_writer import upsert_candles
 from crypto_pipeline.database.connection import connect, edition, open_connection, storage
 from crypto_pipeline.database.migrate import (
     DEFAULT_CHUNK_INTERVAL,
@@ -26,6 +29,7 @@ from crypto_pipeline.database.migrate import (
 )
 from crypto_pipeline.database.tables import METADATA
 from crypto_pipeline.errors import DatabaseError
+from crypto_pipeline_tests.database.frames import WINDOW, candles
 
 if TYPE_CHECKING:
     import psycopg
@@ -41,6 +45,11 @@ CATALOGUE = {
         " WHERE connamespace = 'public'::regnamespace"
     ),
     "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+    "functions": (
+        "SELECT proname, pg_get_functiondef(oid), proparallel, provolatile FROM pg_proc AS p"
+        " WHERE pronamespace = 'public'::regnamespace AND NOT EXISTS ("
+        "  SELECT FROM pg_depend WHERE objid = p.oid AND deptype = 'e')"  # an extension's
+    ),
 }
 
 
@@ -79,11 +88,12 @@ def test_autogenerate_finds_nothing_to_change(database_url) -> None:
 def test_migrated_and_created_tables_are_equal_in_the_catalogue(
     database_url, make_database
 ) -> None:
-    """Autogenerate does not look at CHECK constraints or collations: these would drift unseen."""
+    """Autogenerate sees no CHECK constraint, collation or function: these would drift unseen."""
     created = make_database()
     with engine_of(created).begin() as connection:
         METADATA.create_all(connection)
     assert catalogue(database_url) == catalogue(created)
+    assert {row[0] for row in catalogue(created)["functions"]} == {"candles_filled"}
 
 
 def test_head_is_the_newest_migration() -> None:
@@ -139,6 +149,37 @@ def test_migrating_again_changes_nothing(database_url) -> None:
     before = catalogue(database_url)
     upgrade(database_url)
     assert catalogue(database_url) == before
+
+
+@pytest.mark.parametrize("use_timescaledb", [True, False])
+def test_a_database_of_the_first_version_keeps_its_candles(
+    request, make_database, database_url, use_timescaledb
+) -> None:
+    """Deployed databases are upgraded when the next command starts, with all that is in them."""
+    if use_timescaledb:
+        request.getfixturevalue("timescaledb")
+    url = make_database()
+    if use_timescaledb:
+        with connect(url) as conn:
+            conn.execute("CREATE EXTENSION timescaledb")
+    with engine_of(url).begin() as connection:
+        config = alembic_config(
+            connection, chunk_interval=timedelta(days=7), use_timescaledb=use_timescaledb
+        )
+        command.upgrade(config, "0001")
+    frame = candles(["BTC/USDT", "ETH/USDT"], minutes=100)
+    with connect(url) as conn:
+        upsert_candles(conn, frame, **WINDOW)
+        before = conn.execute("SELECT xmin::text, * FROM candles ORDER BY 2, 3, 4, 5").fetchall()
+    upgrade(url)
+    assert catalogue(url) == catalogue(database_url)
+    with connect(url) as conn:
+        after = conn.execute("SELECT xmin::text, * FROM candles ORDER BY 2, 3, 4, 5").fetchall()
+        assert storage(conn).hypertable is use_timescaledb
+        assert upsert_candles(conn, frame, **WINDOW).unchanged == len(frame)
+        found = read_candles(conn, symbol="BTC/USDT", timeframe="1m", fill=True, **WINDOW)
+    assert after == before
+    assert len(found) == 100
 
 
 def test_several_processes_migrate_at_once(make_database) -> None:

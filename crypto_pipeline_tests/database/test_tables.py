@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 from psycopg import errors, sql
 
-from crypto_pipeline.database.tables import SOURCES
+from crypto_pipeline.core.gaps import CAUSES, PROVEN
+from crypto_pipeline.database.tables import EVIDENCE_LIMIT, SOURCES
 from crypto_pipeline_tests.database.frames import START
 
 if TYPE_CHECKING:
@@ -117,3 +119,84 @@ def test_names_are_ordered_as_python_orders_strings(conn) -> None:
         insert(conn, "candles", row_of("candles", symbol=name))
     rows = conn.execute("SELECT symbol FROM candles ORDER BY symbol").fetchall()
     assert [row[0] for row in rows] == sorted(names)
+
+
+# --- the ledger ----------------------------------------------------------------------------------
+
+DAY = timedelta(days=1)
+GAP = {
+    "exchange": "binance",
+    "symbol": "BTC/USDT",
+    "timeframe": "1m",
+    "gap_start": START,
+    "gap_end": START + DAY,
+    "cause": "no_trades",
+    "evidence": "x" * EVIDENCE_LIMIT,
+    "first_seen": START,
+}
+PARTITION = {
+    "exchange": "binance",
+    "partition_date": START.date(),
+    "complete": True,
+    "expected": 10,
+    "stored": 7,
+    "missing": 3,
+    "unproven": 0,
+    "live": False,
+    "checked_at": START,
+}
+
+
+def test_every_cause_has_a_retry_or_is_proven(conn) -> None:
+    """A gap nobody asks for again and nobody explained would be lost."""
+    for minute, cause in enumerate(CAUSES):
+        retry = {True: None, False: START}
+        row = {**GAP, "cause": cause, "gap_start": START + timedelta(minutes=minute)}
+        with pytest.raises(errors.CheckViolation, match="candle_gaps_retry_unless_proven"):
+            insert(conn, "candle_gaps", {**row, "next_retry": retry[cause not in PROVEN]})
+        insert(conn, "candle_gaps", {**row, "next_retry": retry[cause in PROVEN]})
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])
+def test_a_gap_that_is_none_is_refused(conn, zone) -> None:
+    """A UTC day at most, whatever the session's time zone takes for one."""
+    conn.execute("SELECT set_config('TimeZone', %s, false)", [zone])
+    second = timedelta(seconds=1)
+    bad = [
+        ("not_empty", {"gap_end": START}),
+        ("not_empty", {"gap_end": START - second}),
+        ("within_a_day", {"gap_start": START - second}),
+        ("within_a_day", {"gap_end": START + DAY + second}),
+        ("within_a_day", {"gap_start": START + DAY / 2, "gap_end": START + DAY + second}),
+        ("cause_known", {"cause": "lunch", "next_retry": START}),
+        ("evidence_bound", {"evidence": "x" * (EVIDENCE_LIMIT + 1)}),
+    ]
+    for rule, values in bad:
+        with pytest.raises(errors.CheckViolation, match=f"candle_gaps_{rule}"):
+            insert(conn, "candle_gaps", {**GAP, **values})
+    insert(conn, "candle_gaps", GAP)
+    with pytest.raises(errors.UniqueViolation):
+        insert(conn, "candle_gaps", GAP)
+
+
+def test_a_partition_is_complete_by_its_counts_only(conn) -> None:
+    """Green must not be a matter of who wrote the row."""
+    bad = [
+        ("counts_not_negative", {"stored": -1, "expected": 2}),
+        ("counts_not_negative", {"complete": False, "unproven": -1}),
+        ("unproven_are_missing", {"complete": False, "unproven": 4}),
+        ("complete_by_counts", {"complete": False}),
+        ("complete_by_counts", {"expected": 11}),
+        ("complete_by_counts", {"unproven": 1}),
+    ]
+    for rule, values in bad:
+        with pytest.raises(errors.CheckViolation, match=f"candle_partitions_{rule}"):
+            insert(conn, "candle_partitions", {**PARTITION, **values})
+    insert(conn, "candle_partitions", PARTITION)
+
+
+def test_no_column_of_the_ledger_can_be_empty(conn) -> None:
+    for table, row in (("candle_gaps", GAP), ("candle_partitions", PARTITION)):
+        for column in row:
+            with pytest.raises(errors.NotNullViolation):
+                insert(conn, table, {**row, column: None})

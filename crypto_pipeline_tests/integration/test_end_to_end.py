@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -55,7 +55,7 @@ def test_a_rectangle_of_dates_and_exchanges_is_stored_as_it_truly_was(
     )
     pd.testing.assert_frame_equal(candles.candles(), expected, check_exact=True)
     verdicts = results(result)
-    assert len(verdicts) == 5 * 9
+    assert len(verdicts) == 6 * 9
     assert [key for key, check in verdicts.items() if not check.passed] == []
 
 
@@ -184,8 +184,14 @@ def test_the_kraken_file_comes_back_with_its_omitted_minutes(
     )
     unlimited = config.exchanges["kraken"].model_copy(update={"history_limit": 0})
     config = config.model_copy(update={"exchanges": {"kraken": unlimited}})
-    candles = pipeline(simulate(config), start=date(2023, 1, 1), exchanges=KRAKEN_SERVES_ALL)
-    assert candles.run("2023-01-01|kraken", "2023-03-31|kraken").success
+    # Unlike its API, Kraken's files leave quiet minutes out.
+    habits = {"kraken": {"habits": {"history": None, "quiet": "omitted"}}}
+    candles = pipeline(simulate(config), start=date(2023, 1, 1), exchanges=habits)
+    result = candles.run("2023-01-01|kraken", "2023-03-31|kraken")
+    assert [key for key, check in results(result).items() if not check.passed] == []
+    assert candles.rows("SELECT cause, sum(gap_end - gap_start) FROM candle_gaps GROUP BY 1") == [
+        ("no_trades", timedelta(minutes=90 * 1_440 - 56_717))
+    ]
     files = pd.read_parquet(shared_data / "candles/kraken-BTC_USDC-1m-2023Q1.parquet").assign(
         exchange="kraken", symbol="BTC/USDC", timeframe="1m"
     )
@@ -203,16 +209,16 @@ def _assert_equal_to_files(candles: Pipeline, files: pd.DataFrame) -> None:
 def test_what_an_exchange_no_longer_serves_is_told_not_papered_over(
     simulate: Simulate, pipeline: MakePipeline
 ) -> None:
-    """Kraken serves its newest 720 candles whatever was asked: a day's older ones are missing."""
+    """An exchange that serves its newest 720 candles and no trades: the older ones are accounted for."""
     simulator = simulate(exchanges(NOON + 3_600_000))
-    candles = pipeline(simulator)
-    check = results(candles.run("2024-03-15|kraken"))["every_request_answered", "2024-03-15|kraken"]
-    assert not check.passed
-    # an hour, and the candle at the edge: how far back it served is known to a minute only
-    assert check.metadata["candles not answered"].value == 61
+    candles = pipeline(simulator, exchanges={"kraken": {"habits": {"trades": False}}})
+    result = candles.run("2024-03-15|kraken")
+    check = results(result)["completeness", "2024-03-15|kraken"]
+    assert check.metadata["missing: beyond_history"].value == 60
+    assert check.passed
     first = START + DAY_MS + 60 * MINUTE_MS
     last = (NOON + 3_600_000) // MINUTE_MS * MINUTE_MS
     assert candles.candles().equals(candles.truth("kraken", first, last))
-    check = results(candles.run("2024-03-13|kraken"))["every_request_answered", "2024-03-13|kraken"]
-    assert not check.passed
-    assert check.metadata["candles not answered"].value == 1440
+    check = results(candles.run("2024-03-13|kraken"))["completeness", "2024-03-13|kraken"]
+    assert check.metadata["missing: beyond_history"].value == 1440
+    assert check.passed

@@ -49,6 +49,10 @@ def test_the_definition_surface(definitions: dg.Definitions) -> None:
             (s.name, s.cron_schedule, s.default_status.value, s.execution_timezone)
             for s in definitions.schedules
         ],
+        "sensors": [
+            (s.name, s.minimum_interval_seconds, s.default_status.value)
+            for s in definitions.sensors
+        ],
         "resources": sorted(definitions.resources),
     }
     assert surface == {
@@ -60,13 +64,15 @@ def test_the_definition_surface(definitions: dg.Definitions) -> None:
         "checks": [
             ("raw_ohlcv", "every_request_answered", False),
             ("raw_ohlcv", "ohlcv_constraints", False),
+            ("timescale_candles", "completeness", False),
             ("timescale_candles", "seconds_behind_now", False),
             ("timescale_candles", "stored_equals_validated", False),
             ("validated_ohlcv", "candle_schema", True),
         ],
         "jobs": ["ohlcv_job"],
         "schedules": [("realtime_ohlcv", "* * * * *", "RUNNING", "UTC")],
-        "resources": ["ccxt", "clock", "database", "lake", "timescale", "validated_lake"],
+        "sensors": [("heal_ohlcv", 30, "RUNNING")],
+        "resources": ["ccxt", "clock", "database", "lake", "ledger", "timescale", "validated_lake"],
     }
 
 

@@ -1,0 +1,69 @@
+"""Whether a partition is complete: what is due, what is there, and why the rest is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+
+import pandas as pd
+
+from crypto_pipeline.config.model import ExchangeConfig
+from crypto_pipeline.core.coverage import Coverage, Series
+from crypto_pipeline.core.gaps import Gap, PartitionState
+from crypto_pipeline.core.intervals import Interval, Intervals
+from crypto_pipeline.core.judging import runs
+from crypto_pipeline.core.ledger import PartitionFacts, partition_gaps
+from crypto_pipeline.core.rules import times_ms
+from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, timeframe_ms
+
+
+def completeness(
+    config: ExchangeConfig,
+    day: date,
+    *,
+    coverage: Coverage,
+    stored: Mapping[Series, Intervals],
+    now: int,
+    max_lag_seconds: int,
+) -> tuple[list[Gap], PartitionState]:
+    """The gaps of a partition, and its sums.
+
+    Args:
+        config: the exchange's.
+        day: the partition's UTC day.
+        coverage: what was asked for it.
+        stored: its candles, by series, as intervals they fill; see :func:`filled`.
+        now: our clock, ms.
+        max_lag_seconds: how long after its close a candle of today is due.
+    """
+    start = max(day_start_ms(day), day_start_ms(config.start))
+    return partition_gaps(
+        PartitionFacts(
+            bounds=Interval(start, max(start, day_start_ms(day) + DAY_MS)),
+            series=config.series,
+            coverage=coverage,
+            stored=stored,
+            habits=config.exchange_habits,
+            now=now,
+            due_before=now - max_lag_seconds * 1_000,
+        )
+    )
+
+
+def filled(
+    candles: pd.DataFrame | None, series: Sequence[Series] | None = None
+) -> dict[Series, Intervals]:
+    """The final candles of a validated frame, by series, as intervals they fill.
+
+    ``series``: those wanted; by default all. A series that is no longer configured stays in the
+    archive and in the table.
+    """
+    if candles is None or candles.empty:
+        return {}
+    final = candles[candles["final"]]
+    found = {}
+    for (symbol, timeframe), rows in final.groupby(["symbol", "timeframe"], observed=True):
+        one = Series(str(symbol), str(timeframe))
+        if series is None or one in series:
+            found[one] = runs(times_ms(rows["open_time"]), timeframe_ms(one.timeframe))
+    return found

@@ -1,0 +1,95 @@
+"""All requests of a run: what each series of an exchange lacks in a range of partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+
+from crypto_pipeline.core.coverage import Coverage, Series, SeriesCoverage
+from crypto_pipeline.core.habits import Habits
+from crypto_pipeline.core.intervals import Interval, Intervals, intersect, union
+from crypto_pipeline.core.planning import asked_just_now, plan_trades, plan_windows, resting
+from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
+from crypto_pipeline.corridor.requests import Request, TradeRequest
+
+
+def plan_requests(
+    coverage: Mapping[date, Coverage],
+    *,
+    series: Sequence[Series],
+    habits: Habits,
+    exchange_now: int,
+    our_now: int,
+    reread: int,
+    back_since: int | None,
+) -> list[Request | TradeRequest]:
+    """The requests, oldest first; those of one time in the order of ``series``.
+
+    Args:
+        coverage: of the run's partitions.
+        series: those configured.
+        habits: the exchange's.
+        exchange_now: its clock, ms.
+        our_now: ours, ms.
+        reread: closed candles before the forming one to ask for again.
+        back_since: since when the exchange answers again, ms; then holes whose next try is not due
+            are left alone. None asks for all but those of the last minute.
+    """
+    spans = union((day_start_ms(day), day_start_ms(day) + DAY_MS) for day in coverage)
+    requests: list[Request | TradeRequest] = []
+    trades: dict[str, dict[str, Intervals]] = {}
+    for each in series:
+        known = over(coverage, each)
+        if back_since is None:
+            rest = asked_just_now(known, now=our_now)
+        else:
+            rest = resting(known, now=our_now, quiet=habits.quiet, back_since=back_since)
+        for span in spans:
+            windows = plan_windows(
+                wanted=span,
+                coverage=known,
+                timeframe=each.timeframe,
+                now=exchange_now,
+                habits=habits,
+                reread=reread,
+                resting=rest,
+            )
+            requests += (Request(each, window) for window in windows)
+            built = plan_trades(
+                wanted=span,
+                coverage=known,
+                timeframe=each.timeframe,
+                now=exchange_now,
+                habits=habits,
+                resting=rest,
+            )
+            of_symbol = trades.setdefault(each.symbol, {})
+            of_symbol[each.timeframe] = (*of_symbol.get(each.timeframe, ()), *built)
+    for symbol, by_timeframe in trades.items():
+        requests += _trade_requests(symbol, by_timeframe)
+    return sorted(requests, key=lambda request: request.window.start)
+
+
+def _trade_requests(symbol: str, wanted: Mapping[str, Intervals]) -> list[TradeRequest]:
+    """One request for each stretch of trades, which serve all timeframes at once."""
+    requests = []
+    for stretch in union(span for spans in wanted.values() for span in spans):
+        parts = {timeframe: intersect(spans, stretch) for timeframe, spans in wanted.items()}
+        whole = {
+            timeframe: Interval(each[0].start, each[-1].end)
+            for timeframe, each in parts.items()
+            if each
+        }
+        requests.append(TradeRequest(symbol, whole))
+    return requests
+
+
+def over(coverage: Mapping[date, Coverage], series: Series) -> SeriesCoverage:
+    """What is known of a series over all partitions of a run."""
+    known = [each.of(series) for _, each in sorted(coverage.items())]
+    lives = [each.life for each in known if each.life is not None]
+    return SeriesCoverage(
+        settled=union(interval for each in known for interval in each.settled),
+        holes=tuple(hole for each in known for hole in each.holes),
+        life=lives[-1] if lives else None,
+    )

@@ -1,0 +1,73 @@
+"""The gap ledger as a resource: after each materialization, what a partition lacks and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+import psycopg
+
+from crypto_pipeline.config.model import PipelineConfig
+from crypto_pipeline.core.coverage import Series
+from crypto_pipeline.core.gaps import Gap, PartitionState
+from crypto_pipeline.core.intervals import Intervals
+from crypto_pipeline.corridor.completeness import completeness, filled
+from crypto_pipeline.database.gap_writer import record_partition
+from crypto_pipeline.orchestration.partitions import Partition
+from crypto_pipeline.orchestration.resources import ClockResource, DatabaseResource, LakeResource
+
+
+@dataclass(frozen=True)
+class LedgerResource:
+    """Finds and records the gaps of partitions, from the archive and the candles that are there."""
+
+    config: PipelineConfig = field(repr=False)
+    lake: LakeResource
+    database: DatabaseResource
+    clock: ClockResource
+
+    def look(
+        self, partition: Partition, stored: Mapping[Series, Intervals], *, now: int
+    ) -> tuple[list[Gap], PartitionState]:
+        """The partition's gaps and sums at an instant, given what is stored of each series."""
+        return completeness(
+            self.config.exchanges[partition.exchange],
+            partition.day,
+            coverage=self.lake.raw().summary(*partition).coverage,
+            stored=stored,
+            now=now,
+            max_lag_seconds=self.config.live.max_lag_seconds,
+        )
+
+    def record(
+        self,
+        conn: psycopg.Connection,
+        partition: Partition,
+        candles: pd.DataFrame | None,
+        *,
+        live: bool,
+    ) -> PartitionState:
+        """Record the gaps of a partition whose candles (columns of ``CANDLE_DTYPES``) are stored.
+
+        Raises:
+            DatabaseError: the ledger cannot be written; it stands as it was.
+            LakeError: the archive cannot be read.
+        """
+        gaps, state = self.look(partition, filled(candles), now=self.clock.now_ms)
+        record_partition(
+            conn, exchange=partition.exchange, day=partition.day, gaps=gaps, state=state, live=live
+        )
+        return state
+
+    def record_failed(self, partitions: Sequence[Partition], *, live: bool) -> None:
+        """Record the gaps of partitions that could not be collected.
+
+        Raises:
+            DatabaseError: the ledger cannot be written; it stands as it was.
+            LakeError: the archive cannot be read.
+        """
+        zone = self.lake.validated()
+        with self.database.connect() as conn:
+            for partition in partitions:
+                self.record(conn, partition, zone.read(*partition), live=live)

@@ -1,0 +1,15 @@
+"""Tags by which runs of this project know each other."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: On the minute schedule's runs: the exchange.
+EXCHANGE_TAG: Final = "crypto_pipeline/exchange"
+#: On a minute run in whose favour ticks were skipped: the newest such tick.
+SKIPPED_TAG: Final = "crypto_pipeline/skipped_tick"
+#: On the runs that fill gaps: the exchange.
+HEALS_TAG: Final = "crypto_pipeline/heals"
+
+RANGE_START: Final = "dagster/asset_partition_range_start"
+RANGE_END: Final = "dagster/asset_partition_range_end"
