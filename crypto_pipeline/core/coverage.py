@@ -105,7 +105,7 @@ class TradingLife:
         if not known.settled:
             return self
         begins, ends = known.settled[0].start, known.settled[-1].end
-        silent = union(hole.interval for hole in known.holes if hole.kind in ("silent", "empty"))
+        silent = union(hole.interval for hole in known.holes if hole.confirmed)
         leads = any(each.start <= (first or 0) and each.end == begins for each in silent)
         trails = any(each.start == ends and each.end >= (last or 0) for each in silent)
         if first is not None and bounds.start <= first < bounds.end and leads:

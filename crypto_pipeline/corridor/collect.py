@@ -14,34 +14,28 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Final
 
-from crypto_pipeline.core.answers import Answer
-from crypto_pipeline.core.coverage import Coverage, Series, SeriesCoverage
+from crypto_pipeline.core.coverage import Coverage, Series
 from crypto_pipeline.core.intervals import Interval
-from crypto_pipeline.core.judgement import Judgement
 from crypto_pipeline.core.observations import merge
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
 from crypto_pipeline.corridor.bridging import bridge_days
 from crypto_pipeline.corridor.day_book import DayBook
-from crypto_pipeline.corridor.plan import over, plan_requests
+from crypto_pipeline.corridor.failures import markets_unknown, nothing_answered
+from crypto_pipeline.corridor.lives import Lives
+from crypto_pipeline.corridor.plan import Resting, over, plan_requests
 from crypto_pipeline.corridor.requests import FailedRequest, Request, TradeRequest
 from crypto_pipeline.corridor.trade_history import trade_candles
 from crypto_pipeline.errors import (
-    CollectionFailed,
     CryptoPipelineError,
     ExchangeBlocked,
     ExchangeError,
-    ExchangeUnavailable,
     RequestRefused,
 )
-from crypto_pipeline.exchanges.listing import trading_life
 from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
 from crypto_pipeline.lake.zones import RawPartition, RawZone
 
 #: After so many windows in a row failed, with no answer between, an exchange is left alone.
 GIVE_UP_AFTER: Final = 8
-
-#: Silence of so long at the start of what is known makes us look when trading began.
-_LONG_MS: Final = 3_600_000
 
 
 @dataclass(kw_only=True)
@@ -82,8 +76,7 @@ class Collection:
         days: the partitions, any order.
         run_id: for provenance.
         reread: closed candles before the forming one to ask for again.
-        back_since: since when the exchange answers again, ms; then holes whose next try is not due
-            are left alone. None asks for all but those of the last minute.
+        resting: the holes of a series to leave alone now.
         on_day: told of each partition as it is written.
     """
 
@@ -95,17 +88,18 @@ class Collection:
         days: Sequence[date],
         run_id: str,
         reread: int = 0,
-        back_since: int | None = None,
+        resting: Resting = lambda coverage, now: (),
         on_day: Callable[[date, CollectedDay], None] = lambda day, collected: None,
     ) -> None:
         self._exchange = exchange
         self._zone = zone
         self._days = sorted(day for day in set(days) if day >= exchange.config.start)
         self._reread = reread
-        self._back_since = back_since
+        self._resting = resting
         self._on_day = on_day
         self._run_id = run_id
-        self._book = DayBook(exchange.habits, run_id=run_id)
+        self._lives = Lives(exchange)
+        self._book = DayBook(exchange.habits, self._lives.by_symbol, run_id=run_id)
         self._result = Collected()
         self._coverage: dict[date, Coverage] = {}
         self._refused: dict[Series, ExchangeError] = {}
@@ -139,7 +133,7 @@ class Collection:
             exchange_now=self._exchange.now,
             our_now=self._exchange.our_now,
             reread=self._reread,
-            back_since=self._back_since,
+            resting=self._resting,
         )
         await self._carry_out(requests)
         if self._exchange.habits.quiet == "omitted":
@@ -152,9 +146,9 @@ class Collection:
                 after=self._coverage,
             )
         if unknown is not None:
-            raise self._markets_unknown(unknown)
-        if requests and not self._result.answered:
-            raise self._nothing_answered(len(requests))
+            raise markets_unknown(self._exchange.config, unknown)
+        if self._result.failed and not self._result.answered:
+            raise nothing_answered(self._exchange.key, self._result.failed, len(requests))
         return self._result
 
     async def _carry_out(self, requests: Sequence[Request | TradeRequest]) -> None:
@@ -197,8 +191,7 @@ class Collection:
         if before is not None:
             self._note(FailedRequest(series, window, before, self._exchange.our_now, asked=False))
             return
-        life = self._book.life_of(series.symbol)
-        if life is not None and life.first is not None and window.end <= life.first:
+        if self._lives.not_yet(series.symbol, window):
             return
         try:
             answer = await self._exchange.fetch(series, window)
@@ -264,7 +257,8 @@ class Collection:
 
     async def _write(self, day: date) -> None:
         for answer, judgement in self._book.parse():
-            await self._look_up(answer, judgement)
+            series = Series(answer.symbol, answer.timeframe)
+            await self._lives.look_up(answer, judgement, over(self._coverage, series))
         rows = self._book.rows(day)
         findings = self._book.findings(day)
         tally = self._result.days.get(day, CollectedDay())
@@ -281,57 +275,6 @@ class Collection:
         )
         self._coverage[day] = partition.coverage
         tally.observations = len(partition.observations)
-
-    async def _look_up(self, answer: Answer, judgement: Judgement) -> None:
-        """When the symbol's trading began and ended, where silence may lie before or after it."""
-        series = Series(answer.symbol, answer.timeframe)
-        if not judgement.silent or self._book.life_of(series.symbol) is not None:
-            return
-        known = over(self._coverage, series)
-        if self._exchange.trades_now(series.symbol) is False:
-            look = known.life is None or known.life.last is None
-        else:
-            look = known.life is None and self._may_be_before_it(answer.window, judgement, known)
-        if not look:
-            return
-        since = min(answer.window.start, day_start_ms(self._exchange.config.start))
-        try:
-            life = await trading_life(self._exchange, series.symbol, since=since)
-        except ExchangeError:
-            return  # the hole stays unexplained, and is asked about again
-        self._book.life(series.symbol, life)
-
-    @staticmethod
-    def _may_be_before_it(window: Interval, judgement: Judgement, known: SeriesCoverage) -> bool:
-        """Whether an answer is silent from its start on, longer than quiet minutes, before any candle."""
-        silence = judgement.silent[0]
-        traded_before = bool(known.settled) and known.settled[0].start < silence.start
-        if silence.start != window.start or traded_before:
-            return False
-        again = any(hole.start < silence.end and silence.start < hole.end for hole in known.holes)
-        return judgement.empty or again or silence.end - silence.start >= _LONG_MS
-
-    def _markets_unknown(self, error: ExchangeError) -> CollectionFailed:
-        config = self._exchange.config
-        named = ", ".join(config.symbols[:10]) + (" …" if len(config.symbols) > 10 else "")
-        return CollectionFailed(
-            f"{error.message} So none of its symbols could be asked for: {named}.",
-            hint=error.hint,
-            rerun_helps=error.rerun_helps,
-        )
-
-    def _nothing_answered(self, planned: int) -> CollectionFailed:
-        failed = self._result.failed
-        series = dict.fromkeys(" ".join(each.series) for each in failed)
-        named = ", ".join(list(series)[:10]) + (" …" if len(series) > 10 else "")
-        first = failed[0].error if failed else ExchangeUnavailable("nothing was asked for")
-        return CollectionFailed(
-            f"{self._exchange.key}: none of {planned} requests was answered, for {named}"
-            f" ({self._result.not_asked} were not made after the first failures)."
-            f" The first: {first.message}",
-            hint=first.hint,
-            rerun_helps=any(each.error.rerun_helps for each in failed),
-        )
 
 
 def _first(errors: BaseExceptionGroup[CryptoPipelineError]) -> CryptoPipelineError:

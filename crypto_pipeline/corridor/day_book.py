@@ -6,7 +6,7 @@ Answers are parsed many at once, since building a frame costs more than reading 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 
@@ -37,14 +37,20 @@ class _Page:
 
 
 class DayBook:
-    """Rows and findings of one exchange, until their partitions are written."""
+    """Rows and findings of one exchange, until their partitions are written.
 
-    def __init__(self, habits: Habits, *, run_id: str) -> None:
+    Args:
+        habits: the exchange's.
+        lives: of symbols, as they become known; partitions written from then on say so.
+        run_id: for provenance.
+    """
+
+    def __init__(self, habits: Habits, lives: Mapping[str, TradingLife], *, run_id: str) -> None:
         self._habits = habits
+        self._lives = lives
         self._run_id = run_id
         self._answers: list[Answer] = []
         self._pages: defaultdict[date, _Page] = defaultdict(_Page)
-        self._lives: dict[str, TradingLife] = {}
         self._newest: dict[Series, int] = {}
 
     def answer(self, answer: Answer) -> None:
@@ -82,14 +88,6 @@ class DayBook:
                 for part in intersect([covered], _bounds(day)):
                     self._note(day, Series(built.symbol, timeframe), _traded(part, built.at))
         return sorted(touched)
-
-    def life(self, symbol: str, life: TradingLife) -> None:
-        """Keep a symbol's trading life; partitions written from now on say so where it matters."""
-        self._lives[symbol] = life
-
-    def life_of(self, symbol: str) -> TradingLife | None:
-        """What was kept of it."""
-        return self._lives.get(symbol)
 
     def parse(self) -> list[tuple[Answer, Judgement]]:
         """Sort the answers since the last call into partitions; what each settles."""

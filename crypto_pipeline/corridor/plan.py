@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 
 from crypto_pipeline.core.coverage import Coverage, Series, SeriesCoverage
 from crypto_pipeline.core.habits import Habits
 from crypto_pipeline.core.intervals import Interval, Intervals, intersect, union
-from crypto_pipeline.core.planning import asked_just_now, plan_trades, plan_windows, resting
+from crypto_pipeline.core.planning import plan_trades, plan_windows
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
 from crypto_pipeline.corridor.requests import Request, TradeRequest
+
+#: The holes of a series to leave alone at an instant of our clock, ms.
+Resting = Callable[[SeriesCoverage, int], Intervals]
 
 
 def plan_requests(
@@ -21,7 +24,7 @@ def plan_requests(
     exchange_now: int,
     our_now: int,
     reread: int,
-    back_since: int | None,
+    resting: Resting,
 ) -> list[Request | TradeRequest]:
     """The requests, oldest first; those of one time in the order of ``series``.
 
@@ -32,18 +35,14 @@ def plan_requests(
         exchange_now: its clock, ms.
         our_now: ours, ms.
         reread: closed candles before the forming one to ask for again.
-        back_since: since when the exchange answers again, ms; then holes whose next try is not due
-            are left alone. None asks for all but those of the last minute.
+        resting: the holes of a series to leave alone at an instant of our clock.
     """
     spans = union((day_start_ms(day), day_start_ms(day) + DAY_MS) for day in coverage)
     requests: list[Request | TradeRequest] = []
     trades: dict[str, dict[str, Intervals]] = {}
     for each in series:
         known = over(coverage, each)
-        if back_since is None:
-            rest = asked_just_now(known, now=our_now)
-        else:
-            rest = resting(known, now=our_now, quiet=habits.quiet, back_since=back_since)
+        rest = resting(known, our_now)
         for span in spans:
             windows = plan_windows(
                 wanted=span,

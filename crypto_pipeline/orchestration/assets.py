@@ -17,8 +17,10 @@ import dagster as dg
 import pandas as pd
 
 from crypto_pipeline.config.model import PipelineConfig
+from crypto_pipeline.core.planning import asked_just_now, resting
 from crypto_pipeline.core.validation import validate
 from crypto_pipeline.corridor.collect import CollectedDay, Collection
+from crypto_pipeline.corridor.plan import Resting
 from crypto_pipeline.corridor.requests import FailedRequest
 from crypto_pipeline.database.rejected_writer import record_rejected
 from crypto_pipeline.errors import CryptoPipelineError
@@ -28,7 +30,7 @@ from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 from crypto_pipeline.orchestration.resources import CcxtResource, DatabaseResource, LakeResource
 from crypto_pipeline.orchestration.schemas import candles_columns, observation_columns
-from crypto_pipeline.orchestration.tags import EXCHANGE_TAG, HEALS_TAG
+from crypto_pipeline.orchestration.tags import AGAIN_TAG, EXCHANGE_TAG, HEALS_TAG
 
 GROUP: Final = "candles"
 
@@ -146,9 +148,6 @@ def _collect(
             },
         )
 
-    scheduled = EXCHANGE_TAG in context.run.tags
-    healing = HEALS_TAG in context.run.tags
-
     async def collect() -> None:
         async with ccxt.open(exchange) as wrapper:
             with database.raw_locks() as lock:
@@ -158,7 +157,7 @@ def _collect(
                     days=days,
                     run_id=context.run.run_id,
                     reread=config.live.reread,
-                    back_since=database.back_at(exchange) if scheduled or healing else None,
+                    resting=_resting(context.run.tags, ccxt, exchange, database),
                     on_day=on_day,
                 )
                 collected = await collection.run()
@@ -170,8 +169,22 @@ def _collect(
     def waiting(day: date) -> None:
         context.log.info(f"{exchange} {day}: another run collects it; this one waits for its end.")
 
-    with nullcontext() if scheduled else database.claimed(exchange, days, waiting=waiting):
+    live = EXCHANGE_TAG in context.run.tags
+    with nullcontext() if live else database.claimed(exchange, days, waiting=waiting):
         asyncio.run(collect())
+
+
+def _resting(
+    tags: Mapping[str, str], ccxt: CcxtResource, exchange: str, database: DatabaseResource
+) -> Resting:
+    """The holes a run leaves alone: by itself those that are not due, asked by a person few."""
+    if AGAIN_TAG in tags:
+        return lambda known, now: ()
+    if EXCHANGE_TAG not in tags and HEALS_TAG not in tags:
+        return lambda known, now: asked_just_now(known, now=now)
+    quiet = ccxt.config.exchanges[exchange].exchange_habits.quiet
+    back = database.back_at(exchange)
+    return lambda known, now: resting(known, now=now, quiet=quiet, back_since=back)
 
 
 def _validated(

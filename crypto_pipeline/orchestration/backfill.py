@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from types import MappingProxyType
 
 import dagster as dg
 
@@ -18,7 +19,7 @@ from crypto_pipeline.orchestration.build import build_defs
 from crypto_pipeline.orchestration.checks import CHECKS
 from crypto_pipeline.orchestration.jobs import OHLCV_JOB
 from crypto_pipeline.orchestration.partitions import Partition
-from crypto_pipeline.orchestration.tags import RANGE_END, RANGE_START
+from crypto_pipeline.orchestration.tags import AGAIN_TAG, RANGE_END, RANGE_START
 from crypto_pipeline.settings import read_settings
 
 
@@ -29,27 +30,53 @@ def main(arguments: Sequence[str]) -> int:
     if end > today:
         raise ConfigError(f"{end} has not come yet: today is {today} (UTC).")
     config = read_settings().load_config().pipeline
-    days = [start + timedelta(days=n) for n in range((end - start).days + 1)]
-    size = config.backfill.partitions_per_run
+    partitions = [Partition(exchange, start + timedelta(n)) for n in range((end - start).days + 1)]
     definitions = build_defs(loggers={"progress": dg.LoggerDefinition(_progress)})
     job = definitions.resolve_job_def(OHLCV_JOB)
-    incomplete: list[str] = []
     with dg.DagsterInstance.get() as instance:
-        for position in range(0, len(days), size):
-            part = [Partition(exchange, day) for day in days[position : position + size]]
-            _say(f"{part[0].key} to {part[-1].key} ({position + len(part)} of {len(days)} days) …")
-            result = job.execute_in_process(
-                instance=instance,
-                run_config={"loggers": {"progress": {"config": {}}}},
-                tags={RANGE_START: part[0].key, RANGE_END: part[-1].key},
-                raise_on_error=False,
+        incomplete = _run(job, instance, partitions, config.backfill.partitions_per_run)
+        if incomplete:
+            # What stands beside a range proves its first and last minutes; what failed may pass.
+            _say(f"Asking again for what {len(incomplete)} partitions lack.")
+            again = [partition for partition in partitions if partition.key in incomplete]
+            incomplete = _run(
+                job, instance, again, config.backfill.partitions_per_run, {AGAIN_TAG: "true"}
             )
-            missing = dict(_incomplete(result, part))
-            for key, reason in missing.items():
-                _say(f"{key} is not complete: {reason}")
-            incomplete += missing
-    _say(f"{len(days) - len(incomplete)} of {len(days)} partitions are complete.")
+    for key, reason in incomplete.items():
+        _say(f"{key} is not complete: {reason}")
+    complete = len(partitions) - len(incomplete)
+    _say(f"{complete} of {len(partitions)} partitions are complete.")
     return 1 if incomplete else 0
+
+
+def _run(
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    partitions: Sequence[Partition],
+    size: int,
+    tags: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, str]:
+    """Runs over the partitions, of at most ``size`` days on end; what is incomplete, and why."""
+    incomplete: dict[str, str] = {}
+    done = 0
+    while done < len(partitions):
+        part = [partitions[done]]
+        while (
+            len(part) < size
+            and done + len(part) < len(partitions)
+            and partitions[done + len(part)].day == part[-1].day + timedelta(days=1)
+        ):
+            part.append(partitions[done + len(part)])
+        done += len(part)
+        _say(f"{part[0].key} to {part[-1].key} ({done} of {len(partitions)} days) …")
+        result = job.execute_in_process(
+            instance=instance,
+            run_config={"loggers": {"progress": {"config": {}}}},
+            tags={RANGE_START: part[0].key, RANGE_END: part[-1].key, **tags},
+            raise_on_error=False,
+        )
+        incomplete |= dict(_incomplete(result, part))
+    return incomplete
 
 
 def _incomplete(

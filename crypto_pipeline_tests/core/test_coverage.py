@@ -289,6 +289,35 @@ def test_an_empty_answer_between_good_ones_proves_nothing_at_first() -> None:
         assert proven == (attempt == CONFIRMATIONS)
 
 
+# --- Trading lives --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("states", "first", "last"),
+    [
+        ("ssEcccss", 3, 6),
+        ("ssecccee", 0, 8),  # unconfirmed: a lost page on the day of listing is no "not listed yet"
+        ("sfscccfs", 0, 8),
+        ("srsccc.s", 0, 8),
+        ("ccccccss", 0, 6),
+        (".ssccccc", 0, 8),
+        ("ssssssss", 0, 8),
+    ],
+)
+def test_a_life_to_the_candle(states: str, first: int, last: int) -> None:
+    """Daily candles name the day; on it, answers silent from its first minute on say the rest."""
+    life = TradingLife(first=0, last=8, evidence="daily candles")
+    found = life.within(Interval(0, 8), part(states, 0))
+    assert (found.first, found.last, found.evidence) == (first, last, "daily candles")
+
+
+def test_a_life_is_not_cut_on_other_days() -> None:
+    """Nor where it is not known."""
+    known = part("sscccsss", 0)
+    for life in (TradingLife(first=-8, last=16), TradingLife(first=8, last=0), TradingLife()):
+        assert life.within(Interval(0, 8), known) == life
+
+
 # --- Incidents ------------------------------------------------------------------------------------
 
 

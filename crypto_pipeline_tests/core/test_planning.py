@@ -207,9 +207,9 @@ def test_margins(settled: set[int], forming: int, page: int, tried: set[int]) ->
         if set(inner) & (tried - settled):
             assert len(outer) == page
         else:
-            assert len(outer) == min(
-                page, len(inner) + MARGIN + min(MARGIN, forming - inner[-1])
-            ) or (len(outer) - len(inner) <= 2 * MARGIN)
+            assert inner[0] - MARGIN <= outer[0]
+            assert outer[-1] <= inner[-1] + MARGIN
+            assert len(outer) > len(inner) or len(inner) == page
     for quiet in ("filled", "unknown"):
         assert plan(**facts, holes=holes, quiet=quiet) == bare
 

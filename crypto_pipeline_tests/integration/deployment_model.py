@@ -27,6 +27,7 @@ from crypto_pipeline.database.rejected_writer import record_rejected
 from crypto_pipeline.errors import CryptoPipelineError
 from crypto_pipeline.lake.storage import LakeStorage
 from crypto_pipeline.orchestration import healing, ledger
+from crypto_pipeline.orchestration.assets import _resting
 from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import (
@@ -36,6 +37,7 @@ from crypto_pipeline.orchestration.resources import (
     LakeResource,
 )
 from crypto_pipeline.orchestration.schedules import _days
+from crypto_pipeline.orchestration.tags import EXCHANGE_TAG, HEALS_TAG
 from crypto_pipeline.simulator import SimulatorHandle
 
 TABLES = "candles, live_candles, rejected_candles, candle_gaps, candle_partitions, exchange_states"
@@ -103,9 +105,10 @@ class Deployment:
         healing: bool = False,
     ) -> None:
         """What a Dagster run of these partitions does; a crash or an error ends it."""
+        tags = {EXCHANGE_TAG: exchange} if scheduled else {HEALS_TAG: exchange} if healing else {}
         with self._crashing():
             try:
-                asyncio.run(self._collect(exchange, days, patient=scheduled or healing))
+                asyncio.run(self._collect(exchange, days, tags))
             except CryptoPipelineError:
                 partitions = [Partition(exchange, day) for day in days]
                 self.ledger.record_failed(partitions, live=scheduled)
@@ -113,7 +116,7 @@ class Deployment:
             for day in days:
                 self._store(Partition(exchange, day), live=scheduled)
 
-    async def _collect(self, exchange: str, days: Sequence[date], *, patient: bool) -> None:
+    async def _collect(self, exchange: str, days: Sequence[date], tags: Mapping[str, str]) -> None:
         async with self.ccxt.open(exchange) as wrapper:
             wrapper._ccxt.timeout_on_exit = 0  # for TLS to end in order; there is none here
             with self.database.raw_locks() as lock:
@@ -123,7 +126,7 @@ class Deployment:
                     days=days,
                     run_id="test",
                     reread=self.config.live.reread,
-                    back_since=self.database.back_at(exchange) if patient else None,
+                    resting=_resting(tags, self.ccxt, exchange, self.database),
                 ).run()
 
     def _store(self, partition: Partition, *, live: bool) -> None:

@@ -127,7 +127,7 @@ class Ticks:
         self, wrapper: ExchangeWrapper, zone: RawZone, conn: psycopg.Connection
     ) -> None:
         await Collection(
-            exchange=wrapper, zone=zone, days=[DAY], run_id="test", reread=REREAD, back_since=0
+            exchange=wrapper, zone=zone, days=[DAY], run_id="test", reread=REREAD
         ).run()
         candles = validate(zone.read(self.exchange, DAY).observations, day=DAY).candles
         upsert_candles(
