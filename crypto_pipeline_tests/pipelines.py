@@ -115,10 +115,13 @@ class Pipeline:
     def heal(self) -> list[dg.ExecuteInProcessResult]:
         """Evaluate the sensor that fills gaps and carry out the runs it asks for."""
         sensor = self.definitions.resolve_sensor_def(SENSOR)
+        given = self.definitions.resources or {}
+        wanted = {name: given[name] for name in sensor.required_resource_keys}
         with dg.build_sensor_context(
-            instance=self.instance, definitions=self.definitions, resources={}
+            instance=self.instance, definitions=self.definitions, resources=wanted
         ) as context:
-            requests = sensor.evaluate_tick(context).run_requests or []
+            # Not evaluate_tick: that warns of the tags Dagster itself gives multi-partitioned runs.
+            requests = [each for each in sensor(context) if isinstance(each, dg.RunRequest)]
         done = []
         for request in requests:
             first = request.partition_key or request.tags[RANGE_START]

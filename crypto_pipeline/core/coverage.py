@@ -85,15 +85,16 @@ class Hole:
 
 @dataclass(frozen=True, kw_only=True)
 class TradingLife:
-    """When the exchange's own daily candles of a symbol begin and end, ms; None where unknown.
+    """When the exchange's own candles of a symbol begin and end, ms; None where unknown.
 
     ``first``: no candle is older; ``last``: none opens at or after it. ``evidence`` says how that
-    is known.
+    is known; ``exact``: to the candle, and not to the day only.
     """
 
     first: int | None = None
     last: int | None = None
     evidence: str = ""
+    exact: bool = False
 
     def within(self, bounds: Interval, known: SeriesCoverage) -> TradingLife:
         """To the candle, in the partition where it begins or ends on one of its days.
@@ -102,7 +103,7 @@ class TradingLife:
         its last one, is not the symbol's any more.
         """
         first, last = self.first, self.last
-        if not known.settled:
+        if self.exact or not known.settled:
             return self
         begins, ends = known.settled[0].start, known.settled[-1].end
         silent = union(hole.interval for hole in known.holes if hole.confirmed)

@@ -11,11 +11,14 @@ from dataclasses import replace
 from datetime import date, timedelta
 
 from crypto_pipeline.core.coverage import Coverage, Series, bridged
-from crypto_pipeline.core.intervals import Intervals
+from crypto_pipeline.core.intervals import Intervals, intersection
 from crypto_pipeline.core.timeframes import day_start_ms
 from crypto_pipeline.lake.zones import RawPartition, RawZone
 
 _DAY = timedelta(days=1)
+
+#: A market may be silent for days; one that is silent for longer is looked at by the next repair.
+_FARTHEST = 30
 
 
 def bridge_days(
@@ -40,10 +43,19 @@ def bridge_days(
     """
     known = dict(after)
     for day in after:
-        if day - _DAY not in after and _tells_of_yesterday(before.get(day), after[day], day):
-            known[day - _DAY] = zone.summary(exchange, day - _DAY).coverage
-        if day + _DAY not in after and _asks_of_tomorrow(after[day], day):
-            known[day + _DAY] = zone.summary(exchange, day + _DAY).coverage
+        if _tells_of_yesterday(before.get(day), after[day], day):
+            known.setdefault(day - _DAY, zone.summary(exchange, day - _DAY).coverage)
+    for step in (-_DAY, _DAY):
+        for day in sorted(known, reverse=step < timedelta(0)):
+            _walk(zone, exchange, known, day, step)
+    for day, settled in _proven(known, series).items():
+        zone.update(exchange, day, _settling(settled))
+
+
+def _proven(
+    known: Mapping[date, Coverage], series: Sequence[Series]
+) -> dict[date, dict[Series, Intervals]]:
+    """What is settled of each series, for the days on which that is more than before."""
     changed: dict[date, dict[Series, Intervals]] = {}
     for each in series:
         for days in _consecutive(sorted(known)):
@@ -53,31 +65,38 @@ def bridge_days(
             for day, old, new in zip(days, parts, bridged(parts), strict=True):
                 if new.settled != old.settled:
                     changed.setdefault(day, {})[each] = new.settled
-    for day, settled in changed.items():
-        zone.update(exchange, day, _settling(settled))
+    return changed
+
+
+def _walk(
+    zone: RawZone, exchange: str, known: dict[date, Coverage], day: date, step: timedelta
+) -> None:
+    """Read the days beside, as long as believed silence reaches the border to the next one."""
+    for _ in range(_FARTHEST):
+        border = day_start_ms(day if step < timedelta(0) else day + _DAY)
+        if not _silent_at(known[day], border):
+            return
+        day += step
+        if day not in known:
+            known[day] = zone.summary(exchange, day).coverage
 
 
 def _tells_of_yesterday(before: Coverage | None, after: Coverage, day: date) -> bool:
-    """Whether this day's first candle came, or waits for yesterday's last one to prove silence."""
+    """Whether this day's first candle came, at its very start: yesterday's last ones may need it."""
     start = day_start_ms(day)
-    for series, known in after.by_series.items():
-        if not known.settled:
-            continue
-        first = known.settled[0].start
-        if first == start:
-            old = before.of(series).settled if before else ()
-            if not old or old[0].start != start:
-                return True
-        elif known.holes and known.holes[0].start == start and known.holes[0].end == first:
-            return known.holes[0].confirmed
-    return False
+
+    def begins(coverage: Coverage | None, series: Series) -> bool:
+        settled = coverage.of(series).settled if coverage else ()
+        return bool(settled) and settled[0].start == start
+
+    return any(begins(after, series) and not begins(before, series) for series in after.by_series)
 
 
-def _asks_of_tomorrow(coverage: Coverage, day: date) -> bool:
-    end = day_start_ms(day + _DAY)
+def _silent_at(coverage: Coverage, border: int) -> bool:
     return any(
-        known.holes and known.holes[-1].end == end and known.holes[-1].confirmed
+        hole.confirmed and border in (hole.start, hole.end)
         for known in coverage.by_series.values()
+        for hole in known.holes
     )
 
 
@@ -85,7 +104,10 @@ def _settling(settled: Mapping[Series, Intervals]) -> Callable[[RawPartition], R
     def change(before: RawPartition) -> RawPartition:
         coverage = before.coverage
         for series, proven in settled.items():
-            coverage = coverage.updated(series, coverage.of(series).settle(proven))
+            known = coverage.of(series)
+            # Another run may have written since: only what is silent still is settled.
+            silent = (hole.interval for hole in known.holes if hole.confirmed)
+            coverage = coverage.updated(series, known.settle(intersection(silent, proven)))
         return replace(before, coverage=coverage)
 
     return change

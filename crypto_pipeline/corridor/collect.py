@@ -192,6 +192,7 @@ class Collection:
             self._note(FailedRequest(series, window, before, self._exchange.our_now, asked=False))
             return
         if self._lives.not_yet(series.symbol, window):
+            self._book.not_asked(series, window)
             return
         try:
             answer = await self._exchange.fetch(series, window)
@@ -263,14 +264,15 @@ class Collection:
         findings = self._book.findings(day)
         tally = self._result.days.get(day, CollectedDay())
         tally.rows += len(rows)
-        if findings is None or day not in self._coverage:
+        if day not in self._coverage or (findings is None and rows.empty):
             return
         partition = await _to_its_end(
             self._zone.update,
             self._exchange.key,
             day,
             lambda before: RawPartition(
-                merge(before.observations, rows), findings(before.coverage)
+                merge(before.observations, rows),
+                before.coverage if findings is None else findings(before.coverage),
             ),
         )
         self._coverage[day] = partition.coverage

@@ -52,6 +52,7 @@ class DayBook:
         self._answers: list[Answer] = []
         self._pages: defaultdict[date, _Page] = defaultdict(_Page)
         self._newest: dict[Series, int] = {}
+        self._now = 0  # the exchange's clock when it last answered
 
     def answer(self, answer: Answer) -> None:
         """Keep an answer.
@@ -67,6 +68,7 @@ class DayBook:
                 clock_offset_ms=answer.clock_offset_ms - late,
             )
         self._newest[series] = answer.fetched_at
+        self._now = max(self._now, answer.exchange_now)
         self._answers.append(answer)
 
     def failure(self, failed: FailedRequest) -> None:
@@ -74,6 +76,11 @@ class DayBook:
         for day in days_of(failed.window):
             for part in intersect([failed.window], _bounds(day)):
                 self._note(day, failed.series, _failed(part, failed))
+
+    def not_asked(self, series: Series, window: Interval) -> None:
+        """Note a window that lies outside its symbol's life: partitions say so all the same."""
+        for day in days_of(window):
+            self._note(day, series, lambda known: known)
 
     def trades(self, built: TradeCandles) -> list[date]:
         """Keep candles built from trades; the partitions they touch."""
@@ -132,14 +139,17 @@ class DayBook:
         def change(coverage: Coverage) -> Coverage:
             for series, each in changes:
                 coverage = coverage.updated(series, each(coverage.of(series)))
-            return proven(self._with_lives(coverage), self._habits, _bounds(day))
+            return proven(self._with_lives(coverage, day), self._habits, _bounds(day))
 
         return change
 
-    def _with_lives(self, coverage: Coverage) -> Coverage:
+    def _with_lives(self, coverage: Coverage, day: date) -> Coverage:
         for series, known in coverage.by_series.items():
             life = self._lives.get(series.symbol)
-            if life is not None and known.holes:
+            if life is not None and (known.holes or not known.settled):
+                # Trading that was halted may go on before the day is over.
+                last = life.last if _bounds(day).end <= self._now else None
+                life = _in_candles(replace(life, last=last), timeframe_ms(series.timeframe))
                 coverage = coverage.updated(series, replace(known, life=life))
         return coverage
 
@@ -172,11 +182,20 @@ def proven(coverage: Coverage, habits: Habits, bounds: Interval) -> Coverage:
     return coverage
 
 
+def _in_candles(life: TradingLife, length: int) -> TradingLife:
+    """The life in whole candles: its first one's start, its last one's end."""
+    return replace(
+        life,
+        first=None if life.first is None else life.first // length * length,
+        last=None if life.last is None else -(-life.last // length) * length,
+    )
+
+
 def _with_outages(coverage: Coverage, timeframe: str, bounds: Interval) -> Coverage:
     group = {s: known for s, known in coverage.by_series.items() if s.timeframe == timeframe}
     found = outages(
         [
-            [(hole.interval, hole.attempts) for hole in known.holes if hole.kind in _SILENT]
+            [(hole.interval, hole.attempts) for hole in known.holes if hole.confirmed]
             for known in group.values()
         ],
         [known.settled for known in group.values()],
@@ -186,9 +205,6 @@ def _with_outages(coverage: Coverage, timeframe: str, bounds: Interval) -> Cover
         for series, known in group.items():
             coverage = coverage.updated(series, known.settle(found, outage=True))
     return coverage
-
-
-_SILENT = ("silent", "empty")
 
 
 def _bounds(day: date) -> Interval:

@@ -8,7 +8,7 @@ from crypto_pipeline.core.answers import Answer
 from crypto_pipeline.core.coverage import SeriesCoverage, TradingLife
 from crypto_pipeline.core.intervals import Interval
 from crypto_pipeline.core.judgement import Judgement
-from crypto_pipeline.core.timeframes import day_start_ms
+from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
 from crypto_pipeline.errors import ExchangeError
 from crypto_pipeline.exchanges.listing import trading_life
 from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
@@ -39,7 +39,8 @@ class Lives:
         """
         if not judgement.silent or answer.symbol in self.by_symbol:
             return
-        if self._exchange.trades_now(answer.symbol) is False:
+        today = answer.exchange_now // DAY_MS * DAY_MS
+        if self._exchange.trades_now(answer.symbol) is False and answer.window.end <= today:
             look = known.life is None or known.life.last is None
         else:
             look = known.life is None and _may_be_before_it(answer.window, judgement, known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 
 from crypto_pipeline.core.coverage import Coverage, Series, SeriesCoverage
@@ -84,11 +85,23 @@ def _trade_requests(symbol: str, wanted: Mapping[str, Intervals]) -> list[TradeR
 
 
 def over(coverage: Mapping[date, Coverage], series: Series) -> SeriesCoverage:
-    """What is known of a series over all partitions of a run."""
-    known = [each.of(series) for _, each in sorted(coverage.items())]
+    """What is known of a series over all partitions of a run.
+
+    A symbol has ended where every later partition says so: trading that was halted may go on.
+    """
+    days = sorted(coverage)
+    known = [coverage[day].of(series) for day in days]
     lives = [each.life for each in known if each.life is not None]
+    firsts = [life.first for life in lives if life.first is not None]
+    last = max((life.last for life in lives if life.last is not None), default=None)
+    if last is not None and any(
+        each.life is None or each.life.last is None
+        for day, each in zip(days, known, strict=True)
+        if day_start_ms(day) + DAY_MS > last
+    ):
+        last = None
     return SeriesCoverage(
         settled=union(interval for each in known for interval in each.settled),
         holes=tuple(hole for each in known for hole in each.holes),
-        life=lives[-1] if lives else None,
+        life=replace(lives[-1], first=min(firsts, default=None), last=last) if lives else None,
     )

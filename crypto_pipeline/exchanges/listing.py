@@ -13,7 +13,7 @@ from crypto_pipeline.core.coverage import Series, TradingLife
 from crypto_pipeline.core.intervals import Interval
 from crypto_pipeline.core.planning import reach
 from crypto_pipeline.core.rules import columns_of, first_broken, times_ms
-from crypto_pipeline.core.timeframes import DAY_MS, timeframe_ms, utc
+from crypto_pipeline.core.timeframes import DAY_MS, MINUTE_MS, timeframe_ms, utc
 from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
 
 _DAILY: Final = "1d"
@@ -44,25 +44,26 @@ async def trading_life(exchange: ExchangeWrapper, symbol: str, *, since: int) ->
         reach(exchange.now, timeframe=_DAILY, habits=exchange.habits),
     )
     end = exchange.now // DAY_MS * DAY_MS + DAY_MS
-    first = last = None
+    opens = closes = None
     begins = await _first_day(exchange, symbol, oldest, end, span)
     if begins is not None and begins >= oldest:
-        first = await _narrowed(exchange, symbol, begins, newest=False)
+        opens = await _narrowed(exchange, symbol, begins, newest=False)
     if begins is not None and exchange.trades_now(symbol) is False:
         ends = await _last_day(exchange, symbol, max(begins, oldest), end, span)
-        last = None if ends is None else await _narrowed(exchange, symbol, ends, newest=True)
+        closes = None if ends is None else await _narrowed(exchange, symbol, ends, newest=True)
     known = []
-    if first is not None:
-        known.append(f"its first candle at {exchange.key} is of {utc(first):%Y-%m-%d %H:%MZ}")
-    if last is not None:
+    if opens is not None:
+        known.append(f"its first candle at {exchange.key} is of {utc(opens.start):%Y-%m-%d %H:%MZ}")
+    if closes is not None:
         known.append(
-            f"its last candle at {exchange.key} ends {utc(last):%Y-%m-%d %H:%MZ}, and it is listed"
-            " there as not trading"
+            f"its last candle at {exchange.key} ends {utc(closes.end):%Y-%m-%d %H:%MZ}, and it is"
+            " listed there as not trading"
         )
     return TradingLife(
-        first=first,
-        last=last,
+        first=None if opens is None else opens.start,
+        last=None if closes is None else closes.end,
         evidence="; ".join(known) or f"daily candles of {exchange.key} show no end of it",
+        exact=all(each is None or each.end - each.start == MINUTE_MS for each in (opens, closes)),
     )
 
 
@@ -87,7 +88,7 @@ async def _first_day(
 async def _last_day(
     exchange: ExchangeWrapper, symbol: str, first: int, end: int, span: int
 ) -> int | None:
-    """The last day with a candle; None while the newest day has one."""
+    """The last day with a candle; None until a whole day without one has passed."""
     half = span // DAY_MS // 2 * DAY_MS
     cursor = end
     for _ in range(_MOST_PAGES):
@@ -95,7 +96,7 @@ async def _last_day(
         days = await _times(exchange, symbol, _DAILY, window)
         if days:
             last = days[-1]
-            if last + DAY_MS >= end:
+            if last + 3 * DAY_MS > end:  # the exchange, or the symbol, may be halted
                 return None
             around = Interval(max(first, last - half), min(end, last + half))
             again = await _times(exchange, symbol, _DAILY, around)
@@ -108,8 +109,8 @@ async def _last_day(
 
 async def _narrowed(
     exchange: ExchangeWrapper, symbol: str, day: int, *, newest: bool
-) -> int | None:
-    """Where a day's first candle begins or its newest one ends, to the minute where that is served.
+) -> Interval | None:
+    """A day's first candle, or its newest one: to the minute where that is served.
 
     None where answers contradict one another.
     """
@@ -126,7 +127,7 @@ async def _narrowed(
             return None
         edge = times[-1 if newest else 0]
         span = Interval(edge, edge + length)
-    return span.end if newest else span.start
+    return span
 
 
 async def _times(

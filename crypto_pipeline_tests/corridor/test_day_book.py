@@ -232,6 +232,30 @@ def test_a_trading_life_is_kept_with_the_holes_it_explains() -> None:
     assert coverage.of(ETH).life is None
 
 
+def test_a_trading_life_is_told_in_whole_candles() -> None:
+    """Listed and delisted at any minute: a gap of hours cannot end within one."""
+    known = TradingLife(first=at(67), last=at(245), exact=True)
+    kept = DayBook(FILLED, {"BTC/USDT": known}, run_id="run-1")
+    for timeframe in ("1m", "1h"):
+        kept.answer(answer([], window=span(0, MIDNIGHT), timeframe=timeframe, now=at(3 * MIDNIGHT)))
+    kept.parse()
+    lives = {series.timeframe: each.life for series, each in told(kept).by_series.items()}
+    assert lives["1m"] == known
+    assert lives["1h"] == TradingLife(first=at(60), last=at(300), exact=True)
+
+
+def test_nothing_has_ended_before_its_day_is_over() -> None:
+    """Trading that was halted may go on: what would be asked for no more would be lost."""
+    lives = {"BTC/USDT": TradingLife(last=at(-5 * MIDNIGHT))}
+    for now, last in ((MIDNIGHT - 1, None), (MIDNIGHT, at(-5 * MIDNIGHT))):
+        kept = DayBook(FILLED, lives, run_id="run-1")
+        kept.answer(answer([], window=span(0, 9), now=at(now)))
+        kept.parse()
+        life = told(kept).of(BTC).life
+        assert life is not None
+        assert life.last == last
+
+
 # --- What answers prove together ------------------------------------------------------------------
 
 
@@ -312,7 +336,6 @@ def test_nothing_is_proven_of_an_exchange_nobody_measured() -> None:
     assert not unsettled(silent.of(BTC), span(5, 9))
 
 
-@pytest.mark.xfail(strict=True, reason="_with_outages takes unconfirmed empty answers for silence")
 def test_empty_answers_of_all_symbols_are_no_outage_at_once() -> None:
     """A backfill's second page came back as ``[]`` for both symbols, once: an HTTP 200 of an
     exchange in trouble. An empty answer counts after three."""

@@ -48,7 +48,7 @@ def observed(minute: int, *, symbol: str = "BTC/USDT", count: int = 1) -> pd.Dat
 def added(before: RawPartition, minute: int) -> RawPartition:
     """The partition after the answer to one minute."""
     window = Interval(START + minute * MINUTE_MS, START + (minute + 1) * MINUTE_MS)
-    known = before.coverage.of(SERIES).answered(window, settled_before=window.end, at=window.end)
+    known = before.coverage.of(SERIES).settle([window])
     return RawPartition(
         merge(before.observations, observed(minute)), before.coverage.updated(SERIES, known)
     )
@@ -78,7 +78,7 @@ def test_observations_and_coverage_come_back_together(storage: LakeStorage) -> N
         SERIES,
         Coverage()
         .of(SERIES)
-        .answered(Interval(START, START + MINUTE_MS), settled_before=START + DAY_MS, at=5)
+        .settle([Interval(START, START + MINUTE_MS)])
         .failed(Interval(START + MINUTE_MS, START + DAY_MS), at=7, error="HTTP 503 ‹ü›"),
     )
     written = zone(storage).update("binance", DAY, lambda before: RawPartition(observed(0), known))
