@@ -81,7 +81,12 @@ class Pipeline:
         loaded = self.settings.load_config()
         clocks = {
             "clock": ClockResource(lambda: utc(self.now)),
-            "ccxt": CcxtResource(loaded.pipeline, loaded.secrets, clock=lambda: self.now),
+            "ccxt": CcxtResource(
+                loaded.pipeline,
+                self.settings.require_database_url,
+                loaded.secrets,
+                clock=lambda: self.now,
+            ),
         }
         return build_defs(settings=self.settings, resource_overrides=clocks)
 

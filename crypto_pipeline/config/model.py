@@ -84,6 +84,23 @@ class RetryConfig(_Model):
     longest_wait_seconds: float = Field(60.0, ge=0)
 
 
+class BudgetConfig(_Model):
+    """The request budget that all runs on all machines share."""
+
+    share: float = Field(0.9, gt=0, le=1, description="of the exchange's limit")
+    egress: str = Field(
+        "",
+        max_length=100,
+        description="name of the address requests come from, if there are several",
+    )
+
+
+class MarketsConfig(_Model):
+    """The exchange's markets, which are loaded once for all runs."""
+
+    max_age_hours: float = Field(24.0, gt=0)
+
+
 class ExchangeConfig(_Model):
     """One exchange: what to collect, and how to reach it."""
 
@@ -94,6 +111,8 @@ class ExchangeConfig(_Model):
     ccxt: dict[str, Any] = Field(default_factory=dict)
     habits: Habits = Habits()
     retry: RetryConfig = RetryConfig()
+    budget: BudgetConfig = BudgetConfig()
+    markets: MarketsConfig = MarketsConfig()
     concurrency: int = Field(8, ge=1, le=200, description="requests under way at once in a run")
     timeout_seconds: float = Field(15.0, ge=0.1, le=3_600, description="of one request")
 
@@ -122,6 +141,16 @@ class ExchangeConfig(_Model):
     def series(self) -> tuple[Series, ...]:
         """All configured series, symbol by symbol."""
         return tuple(Series(symbol, tf) for symbol in self.symbols for tf in self.timeframes)
+
+    @property
+    def budget_name(self) -> str:
+        """The budget its requests count against: the exchange's, from one address."""
+        return f"{self.ccxt_id} via {self.budget.egress}" if self.budget.egress else self.ccxt_id
+
+    @property
+    def paced(self) -> bool:
+        """Whether requests keep to a budget at all."""
+        return bool(self.ccxt.get("enableRateLimit", True))
 
     @property
     def exchange_habits(self) -> Habits:

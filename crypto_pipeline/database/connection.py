@@ -102,15 +102,41 @@ def open_connection(
         )
     except psycopg.Error as error:
         raise connection_error(error, target=target) from error
+    with database_errors(target, "set up a session"):
+        conn.execute(_set_up(conn.info.server_version))
+        conn.autocommit = autocommit
+    return conn
+
+
+async def open_async_connection(
+    url: str,
+    *,
+    application_name: str = APPLICATION_NAME,
+    connect_timeout: int = CONNECT_TIMEOUT_SECONDS,
+) -> psycopg.AsyncConnection:
+    """As :func:`open_connection`, for an event loop; statements are prepared when they repeat."""
+    conninfo, target = _parse(url)
+    try:
+        conn = await psycopg.AsyncConnection.connect(
+            make_conninfo(
+                conninfo, application_name=application_name, connect_timeout=connect_timeout
+            ),
+            autocommit=True,
+        )
+    except psycopg.Error as error:
+        raise connection_error(error, target=target) from error
+    with database_errors(target, "set up a session"):
+        await conn.execute(_set_up(conn.info.server_version))
+    return conn
+
+
+def _set_up(server_version: int) -> sql.Composed:
     settings = [
         sql.SQL("set_config({}, {}, false)").format(name, value)
         for name, value, since in _SESSION
-        if conn.info.server_version >= since
+        if server_version >= since
     ]
-    with database_errors(target, "set up a session"):
-        conn.execute(sql.SQL("SELECT {}").format(sql.SQL(", ").join([_SEARCH_PATH, *settings])))
-        conn.autocommit = autocommit
-    return conn
+    return sql.SQL("SELECT {}").format(sql.SQL(", ").join([_SEARCH_PATH, *settings]))
 
 
 def edition(conn: psycopg.Connection) -> Edition:

@@ -67,14 +67,16 @@ class Target:
         return f"database {self.database!r} on {self.host} as user {self.user!r}"
 
 
-def target_of(conn: psycopg.Connection) -> Target:
+def target_of(conn: psycopg.Connection | psycopg.AsyncConnection) -> Target:
     """Where an open connection leads."""
     info = conn.info
     return Target(database=info.dbname, host=f"{info.host}:{info.port}", user=info.user)
 
 
 @contextmanager
-def database_errors(where: psycopg.Connection | Target, doing: str) -> Iterator[None]:
+def database_errors(
+    where: psycopg.Connection | psycopg.AsyncConnection | Target, doing: str
+) -> Iterator[None]:
     """Turn psycopg's errors into :class:`DatabaseError`.
 
     Args:

@@ -218,3 +218,33 @@ CANDLE_PARTITIONS: Final = Table(
 )
 
 event.listen(METADATA, "after_create", DDL(CANDLES_FILLED))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
+#: What is left of each exchange's request budget, and how it was used.
+REQUEST_BUDGETS: Final = Table(
+    "request_budgets",
+    METADATA,
+    _name("name"),  # the exchange, and the address its requests come from
+    Column("next_at", DateTime(timezone=True), nullable=False, server_default=text("'-infinity'")),
+    Column(
+        "blocked_until", DateTime(timezone=True), nullable=False, server_default=text("'-infinity'")
+    ),
+    *(
+        Column(name, BigInteger, nullable=False, server_default=text("0"))
+        for name in ("strikes", "requests", "refused", "bans")
+    ),
+    Column("waited_seconds", Double, nullable=False, server_default=text("0")),
+    # Why this address is not served at all; empty where it is.
+    Column("denied", Text, nullable=False, server_default=text("''")),
+    PrimaryKeyConstraint("name", name="request_budgets_pkey"),
+)
+
+#: The markets of the configured symbols, as ccxt read them, shared by all runs.
+EXCHANGE_MARKETS: Final = Table(
+    "exchange_markets",
+    METADATA,
+    _name("exchange"),
+    _text("fingerprint"),  # of what decides which markets an exchange has: its ccxt section
+    _time("loaded_at"),
+    _text("markets"),  # JSON
+    PrimaryKeyConstraint("exchange", name="exchange_markets_pkey"),
+)

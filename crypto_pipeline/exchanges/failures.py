@@ -69,7 +69,8 @@ def told(
         f"{tried}: {' '.join(redacted(reason, redact).split())[:600]}.",
         hint=_HINTS[kind],
         http_status=seen.status,
-        retry_after=seen.retry_after,
+        # a pause that another process was asked for comes with the error, not with an answer
+        retry_after=seen.retry_after or getattr(error, "retry_after", None),
     )
 
 

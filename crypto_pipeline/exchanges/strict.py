@@ -22,6 +22,7 @@ from typing import Any
 import ccxt.async_support
 import orjson
 
+from crypto_pipeline.core.pacing import Pacer
 from crypto_pipeline.errors import BadAnswer, ConfigError, ExchangeUnavailable
 from crypto_pipeline.redaction import redacted
 
@@ -30,6 +31,7 @@ from crypto_pipeline.redaction import redacted
 class Exchanged:
     """One request and its reply, as seen on the wire. Times in ms of our clock."""
 
+    cost_ms: float | None = None  # of the budget; None as ccxt says
     sent_at: int = 0
     received_at: int = 0
     status: int | None = None
@@ -80,6 +82,17 @@ class StrictAnswers:
     secrets: tuple[str, ...] = ()
     clock: Callable[[], int] = staticmethod(lambda: time.time_ns() // 1_000_000)
     on_request: Callable[[], None] = staticmethod(lambda: None)
+    pacer: Pacer | None = None
+
+    async def throttle(self, cost: float | None = None) -> None:
+        """Wait for a place in the budget of all processes; every REST call of ccxt comes by here."""
+        if self.pacer is None:
+            await super().throttle(cost)  # type: ignore[misc]
+            return
+        exchanged = CURRENT.get()
+        known = None if exchanged is None else exchanged.cost_ms
+        by_ccxt = self.rateLimit * (1 if cost is None else cost)  # type: ignore[attr-defined]
+        await self.pacer.acquire(by_ccxt if known is None else known)
 
     async def fetch(
         self, url: str, method: str = "GET", headers: Any = None, body: Any = None

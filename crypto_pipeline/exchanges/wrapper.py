@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import asyncio
 from types import TracebackType
-from typing import Any, Final, Self
-
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
-from tenacity.wait import wait_exponential
+from typing import Any, Self
 
 from crypto_pipeline.config.model import ExchangeConfig
-from crypto_pipeline.core.answers import CCXT_LAYOUT, Answer, Layout
+from crypto_pipeline.core.answers import Answer
 from crypto_pipeline.core.coverage import Series
 from crypto_pipeline.core.intervals import Interval
+from crypto_pipeline.core.pacing import Pacer
 from crypto_pipeline.core.timeframes import timeframe_ms, utc
-from crypto_pipeline.errors import (
-    BadAnswer,
-    ConfigError,
-    CryptoPipelineError,
-    ExchangeError,
-    RequestRefused,
-)
+from crypto_pipeline.errors import BadAnswer, ConfigError, RequestRefused
+from crypto_pipeline.exchanges.asking import Asker, Clock, RequestCounts, system_clock
 from crypto_pipeline.exchanges.clock import ExchangeClock
-from crypto_pipeline.exchanges.failures import told
-from crypto_pipeline.exchanges.strict import CURRENT, Exchanged, strict_exchange
+from crypto_pipeline.exchanges.layouts import Layouts
+from crypto_pipeline.exchanges.markets import MarketCache, cached_markets, keep_markets
+from crypto_pipeline.exchanges.strict import strict_exchange
 from crypto_pipeline.exchanges.trades import TradesCursor, TradesPage, TradesRequest
 from crypto_pipeline.redaction import redacted
-
-Clock = Callable[[], int]
-
-#: Longest pause an exchange may impose on one request; what it asks beyond that ends the request.
-LONGEST_RETRY_AFTER: Final = 60.0
-
-
-def system_clock() -> int:
-    """Our clock in ms."""
-    return time.time_ns() // 1_000_000
-
-
-@dataclass
-class RequestCounts:
-    """What a run asked of one exchange."""
-
-    requests: int = 0
-    retried: int = 0
 
 
 class ExchangeWrapper:
@@ -59,6 +33,8 @@ class ExchangeWrapper:
         config: its section there.
         secrets: values that must not appear in any message.
         clock: our clock in ms.
+        pacer: the request budget of all processes; without one ccxt's own limiter counts.
+        markets: where the exchange's markets are kept between runs.
     """
 
     def __init__(
@@ -68,19 +44,23 @@ class ExchangeWrapper:
         config: ExchangeConfig,
         secrets: tuple[str, ...] = (),
         clock: Clock = system_clock,
+        pacer: Pacer | None = None,
+        markets: MarketCache | None = None,
     ) -> None:
         self.key = key
         self.config = config
         self.habits = config.exchange_habits
-        self.counts = RequestCounts()
-        self.exchange_clock = ExchangeClock()
+        self.pacer = pacer
         self._secrets = secrets
         self._clock = clock
-        self._layouts: dict[str, Layout | None] = {}
+        self._markets = markets
+        self._asker = Asker(retry=config.retry, secrets=secrets, pacer=pacer)
         self._ccxt = self._made()
+        self._layouts = Layouts(self._ccxt)
         self._ccxt.clock = clock
         self._ccxt.secrets = secrets
-        self._ccxt.on_request = self._count
+        self._ccxt.pacer = pacer
+        self._ccxt.on_request = self._asker.count
 
     def _made(self) -> Any:
         try:
@@ -107,10 +87,9 @@ class ExchangeWrapper:
             ours[name] = {**ours[name], **theirs.get(name, {})}
         return {**ours, **{k: v for k, v in theirs.items() if k not in ("options", "has")}}
 
-    def _count(self) -> None:
-        self.counts.requests += 1
-
     async def __aenter__(self) -> Self:
+        if self.pacer is not None:
+            await self.pacer.__aenter__()
         return self
 
     async def __aexit__(
@@ -119,7 +98,21 @@ class ExchangeWrapper:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._ccxt.close()
+        try:
+            await self._ccxt.close()
+        finally:
+            if self.pacer is not None:
+                await self.pacer.__aexit__(kind, error, trace)
+
+    @property
+    def counts(self) -> RequestCounts:
+        """What was asked so far."""
+        return self._asker.counts
+
+    @property
+    def exchange_clock(self) -> ExchangeClock:
+        """The exchange's clock, as far as its answers tell it."""
+        return self._asker.clock
 
     @property
     def our_now(self) -> int:
@@ -146,19 +139,31 @@ class ExchangeWrapper:
         return active if isinstance(active, bool) else None
 
     async def load_markets(self) -> None:
-        """Load the exchange's markets; they stay loaded.
+        """Load the exchange's markets, from what other runs kept of them if that is enough.
 
         Raises:
             ExchangeError: typed by whether a rerun helps.
+            DatabaseError: what is kept cannot be read.
         """
         if self._ccxt.markets:
             return
+        cache, now = self._markets, self._clock()
+        if cache is not None:
+            kept = await asyncio.to_thread(cached_markets, cache, self.config, now=now)
+            if kept is not None:
+                self._ccxt.set_markets(kept)
+                return
         tried = f"{self.key}: loading its markets"
-        await self._asked(self._ccxt.load_markets, tried)
+        await self._asker.ask(self._ccxt.load_markets, tried)
         if not self._ccxt.markets:
             raise BadAnswer(
                 f"{tried}: the exchange lists none at all.",
                 hint="nothing, if it passes: the next tick asks again.",
+            )
+        if cache is not None:
+            market, listed = self._ccxt.market, self.symbols
+            await asyncio.to_thread(
+                keep_markets, cache, self.config, now=now, market=market, listed=listed
             )
 
     async def fetch(self, series: Series, window: Interval) -> Answer:
@@ -177,10 +182,11 @@ class ExchangeWrapper:
         if self.habits.until is not None:
             inclusive = self.habits.until == "inclusive"
             params["until"] = window.end - length if inclusive else window.end
-        seen = await self._asked(
+        seen = await self._asker.ask(
             self._ccxt.fetch_ohlcv,
             f"{tried} to {utc(window.end).isoformat()}",
             series.symbol,
+            cost_ms=self.habits.cost_ms,
             timeframe=series.timeframe,
             since=window.start,
             limit=(window.end - window.start) // length,
@@ -192,7 +198,7 @@ class ExchangeWrapper:
                 hint="ccxt has changed, or this exchange cannot be collected with it.",
                 http_status=seen.status,
             )
-        rows, layout = self._rows(seen.rows, series.symbol)
+        rows, layout = self._layouts.rows(seen.rows, series.symbol)
         return Answer(
             symbol=series.symbol,
             timeframe=series.timeframe,
@@ -213,7 +219,7 @@ class ExchangeWrapper:
         tried = f"{self.key} {symbol} trades {cursor or 'that are the newest'}"
         self._check_symbol(symbol, tried)
         request = TradesRequest(self._ccxt, symbol, cursor)
-        seen = await self._asked(request, tried)
+        seen = await self._asker.ask(request, tried)
         return request.page(
             fetched_at=seen.received_at, clock_offset_ms=self.exchange_clock.offset_ms
         )
@@ -232,82 +238,3 @@ class ExchangeWrapper:
                 f"{tried}: {self.config.ccxt_id} lists no market {symbol}.",
                 hint=f"correct exchanges.{self.key}.symbols in pipeline.yaml.",
             )
-
-    async def _asked(
-        self, call: Callable[..., Any], tried: str, *args: Any, **named: Any
-    ) -> Exchanged:
-        """Call ccxt, again where that can help; what was seen on the wire, or a typed error."""
-        retry = self.config.retry
-        backoff = wait_exponential(
-            multiplier=retry.first_wait_seconds,
-            min=retry.first_wait_seconds,
-            max=retry.longest_wait_seconds,
-        )
-        async for attempt in AsyncRetrying(
-            stop=stop_after_attempt(retry.attempts),
-            wait=lambda state: max(backoff(state), _asked_to_wait(state)),
-            retry=retry_if_exception(_worth_another_try),
-            reraise=True,
-        ):
-            with attempt:
-                if attempt.retry_state.attempt_number > 1:
-                    self.counts.retried += 1
-                return await self._once(call, tried, *args, **named)
-        raise AssertionError("unreachable: tenacity returns or raises")
-
-    async def _once(
-        self, call: Callable[..., Any], tried: str, *args: Any, **named: Any
-    ) -> Exchanged:
-        seen = Exchanged()
-        failure: ExchangeError | None = None
-        token = CURRENT.set(seen)
-        try:
-            await call(*args, **named)
-        except Exception as error:  # noqa: BLE001 - ccxt raises anything
-            failure = told(error, tried=tried, seen=seen, redact=self._secrets)
-        finally:
-            CURRENT.reset(token)
-            self.exchange_clock.observe(seen)
-        if failure is not None:
-            raise failure  # here, without ccxt's error in its chain: that may hold credentials
-        return seen
-
-    def _rows(self, rows: list[Any], symbol: str) -> tuple[list[Any], Layout]:
-        """The rows and where their numbers stand; converted by ccxt where no layout describes it."""
-        if symbol not in self._layouts:
-            self._layouts[symbol] = self._probe_layout(symbol)
-        layout = self._layouts[symbol]
-        if layout is not None and not any(isinstance(row, dict) for row in rows):
-            return rows, layout
-        return [self._converted(row, symbol) for row in rows], CCXT_LAYOUT
-
-    def _converted(self, row: Any, symbol: str) -> Any:
-        try:
-            return self._ccxt.parse_ohlcv(row, self._ccxt.market(symbol))
-        except Exception:  # noqa: BLE001 - a row ccxt chokes on is kept as it came, and refused by rule
-            return row
-
-    def _probe_layout(self, symbol: str) -> Layout | None:
-        """Learn from ccxt's own ``parse_ohlcv`` where an exchange puts the six numbers of a row."""
-        probe = [str(101 + index) for index in range(16)]
-        parsed = self._converted(probe, symbol)
-        try:
-            unit = next(
-                unit for unit in (1, 1_000) if parsed[0] and str(parsed[0] // unit) in probe
-            )
-            time_position = probe.index(str(parsed[0] // unit))
-            values = [probe.index(str(int(value))) for value in parsed[1:6]]
-        except (StopIteration, TypeError, ValueError, IndexError):
-            return None
-        return Layout((time_position, *values), unit) if len(values) == 5 else None  # type: ignore[arg-type]
-
-
-def _worth_another_try(error: BaseException) -> bool:
-    if not isinstance(error, CryptoPipelineError) or not error.rerun_helps:
-        return False
-    return (getattr(error, "retry_after", None) or 0.0) <= LONGEST_RETRY_AFTER
-
-
-def _asked_to_wait(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    return float(getattr(error, "retry_after", None) or 0.0)

@@ -148,8 +148,10 @@ def _collect(
             },
         )
 
+    live = EXCHANGE_TAG in context.run.tags
+
     async def collect() -> None:
-        async with ccxt.open(exchange) as wrapper:
+        async with ccxt.open(exchange, live=live) as wrapper:
             with database.raw_locks() as lock:
                 collection = Collection(
                     exchange=wrapper,
@@ -169,7 +171,6 @@ def _collect(
     def waiting(day: date) -> None:
         context.log.info(f"{exchange} {day}: another run collects it; this one waits for its end.")
 
-    live = EXCHANGE_TAG in context.run.tags
     with nullcontext() if live else database.claimed(exchange, days, waiting=waiting):
         asyncio.run(collect())
 

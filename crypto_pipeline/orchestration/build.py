@@ -50,7 +50,7 @@ def build_defs(
     lake = LakeResource(settings.lake)
     database = DatabaseResource(settings.require_database_url)
     resources = {
-        "ccxt": CcxtResource(config, loaded.secrets),
+        "ccxt": CcxtResource(config, settings.require_database_url, loaded.secrets),
         "lake": lake,
         "database": database,
         "clock": ClockResource(),

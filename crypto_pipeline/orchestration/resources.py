@@ -16,29 +16,51 @@ import psycopg
 
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.timeframes import to_ms
+from crypto_pipeline.database.budget import SharedBudget
 from crypto_pipeline.database.connection import connect
 from crypto_pipeline.database.exchange_states import back_at
 from crypto_pipeline.database.locks import claimed_partitions, raw_partition_lock
-from crypto_pipeline.exchanges.wrapper import Clock, ExchangeWrapper, system_clock
+from crypto_pipeline.database.market_cache import StoredMarkets
+from crypto_pipeline.exchanges.asking import Clock, system_clock
+from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
 from crypto_pipeline.lake.storage import LakeStorage
 from crypto_pipeline.lake.zones import RawZone, ValidatedZone
 
 
 @dataclass(frozen=True)
 class CcxtResource:
-    """Opens configured exchanges. ``secrets``: values no message may show."""
+    """Opens configured exchanges.
+
+    ``secrets``: values no message may show; ``database_url``: where the request budgets and the
+    markets are that all runs share.
+    """
 
     config: PipelineConfig = field(repr=False)
+    database_url: Callable[[], str] = field(repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
     clock: Clock = system_clock
 
-    def open(self, exchange: str) -> ExchangeWrapper:
-        """An exchange by its key in ``pipeline.yaml``; an async context manager."""
+    def open(self, exchange: str, *, live: bool) -> ExchangeWrapper:
+        """An exchange by its key in ``pipeline.yaml``; an async context manager.
+
+        ``live``: for the minute schedule, whose requests go before any others.
+        """
+        config = self.config.exchanges[exchange]
+        pacer = None
+        if config.paced:
+            pacer = SharedBudget(
+                self.database_url(),
+                name=config.budget_name,
+                share=config.budget.share,
+                live=live,
+            )
         return ExchangeWrapper(
             key=exchange,
-            config=self.config.exchanges[exchange],
+            config=config,
             secrets=self.secrets,
             clock=self.clock,
+            pacer=pacer,
+            markets=StoredMarkets(self.database_url, exchange),
         )
 
 

@@ -40,7 +40,7 @@ from crypto_pipeline.orchestration.schedules import _days
 from crypto_pipeline.orchestration.tags import EXCHANGE_TAG, HEALS_TAG
 from crypto_pipeline.simulator import SimulatorHandle
 
-TABLES = "candles, live_candles, rejected_candles, candle_gaps, candle_partitions, exchange_states"
+TABLES = "candles, live_candles, rejected_candles, candle_gaps, candle_partitions, exchange_states, request_budgets, exchange_markets"
 
 
 class Crash(BaseException):
@@ -62,7 +62,7 @@ class Deployment:
         self.database = DatabaseResource(lambda: self.database_url)
         self.lake = LakeResource(str(self.home / "lake"))
         clock = ClockResource(lambda: utc(self.now))
-        self.ccxt = CcxtResource(self.config, clock=lambda: self.now)
+        self.ccxt = CcxtResource(self.config, lambda: self.database_url, clock=lambda: self.now)
         self.ledger = LedgerResource(self.config, self.lake, self.database, clock)
         with self.database.connect() as conn:
             conn.execute(f"TRUNCATE {TABLES}")
@@ -117,7 +117,7 @@ class Deployment:
                 self._store(Partition(exchange, day), live=scheduled)
 
     async def _collect(self, exchange: str, days: Sequence[date], tags: Mapping[str, str]) -> None:
-        async with self.ccxt.open(exchange) as wrapper:
+        async with self.ccxt.open(exchange, live=EXCHANGE_TAG in tags) as wrapper:
             wrapper._ccxt.timeout_on_exit = 0  # for TLS to end in order; there is none here
             with self.database.raw_locks() as lock:
                 await Collection(

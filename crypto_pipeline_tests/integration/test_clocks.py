@@ -113,7 +113,7 @@ class Ticks:
     def run(self, instants: Sequence[int], clock: ExchangeClock | None = None) -> Iterator[str]:
         """What was wrong after each tick; ``clock`` replaces the wrapper's own."""
         with asyncio.Runner() as loop, self.deployment.database.connect() as conn:
-            wrapper = self.deployment.ccxt.open(self.exchange)
+            wrapper = self.deployment.ccxt.open(self.exchange, live=True)
             wrapper.exchange_clock = clock or wrapper.exchange_clock
             storage = LakeStorage(self.deployment.lake.url)
             zone = RememberedZone(storage, partial(raw_partition_lock, conn))
