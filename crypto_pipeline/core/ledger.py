@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from crypto_pipeline.core.coverage import Coverage, Hole, Series, SeriesCoverage
+from crypto_pipeline.core.coverage import Coverage, Series, SeriesCoverage
 from crypto_pipeline.core.gaps import PROVEN, Cause, Gap, PartitionState
 from crypto_pipeline.core.habits import Habits
+from crypto_pipeline.core.holes import Hole
 from crypto_pipeline.core.intervals import (
     Interval,
     Intervals,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from crypto_pipeline.core.coverage import CONFIRMATIONS, Hole, SeriesCoverage
+from crypto_pipeline.core.coverage import SeriesCoverage
 from crypto_pipeline.core.habits import Habits
+from crypto_pipeline.core.holes import CONFIRMATIONS, Hole
 from crypto_pipeline.core.intervals import Interval, Intervals, overlaps, subtract, union
 from crypto_pipeline.core.timeframes import MINUTE_MS, timeframe_ms
 

@@ -11,15 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from crypto_pipeline.core.coverage import (
-    CONFIRMATIONS,
-    Coverage,
-    Hole,
-    Series,
-    SeriesCoverage,
-    TradingLife,
-    bridged,
-)
+from crypto_pipeline.core.coverage import Coverage, Series, SeriesCoverage, TradingLife, bridged
+from crypto_pipeline.core.holes import CONFIRMATIONS, Hole
 from crypto_pipeline.core.intervals import Interval, Intervals, union
 from crypto_pipeline.core.judgement import Judgement
 from crypto_pipeline.core.timeframes import MINUTE_MS

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crypto_pipeline.core.coverage import Coverage, Hole, Series, SeriesCoverage, TradingLife
+from crypto_pipeline.core.coverage import Coverage, Series, SeriesCoverage, TradingLife
 from crypto_pipeline.core.gaps import CAUSES, PROVEN, Gap, PartitionState
 from crypto_pipeline.core.habits import Habits
+from crypto_pipeline.core.holes import Hole
 from crypto_pipeline.core.intervals import Interval, Intervals, union
 from crypto_pipeline.core.ledger import PartitionFacts, partition_gaps
 from crypto_pipeline.core.planning import LONGEST_PAUSE_MS, next_try

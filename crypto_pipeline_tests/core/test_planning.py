@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crypto_pipeline.core.coverage import Hole, HoleKind, SeriesCoverage, TradingLife, bridged
+from crypto_pipeline.core.coverage import SeriesCoverage, TradingLife, bridged
 from crypto_pipeline.core.habits import Habits
+from crypto_pipeline.core.holes import Hole, HoleKind
 from crypto_pipeline.core.intervals import Interval, Intervals, union
 from crypto_pipeline.core.judgement import Judgement
 from crypto_pipeline.core.planning import (

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crypto_pipeline.core.coverage import CONFIRMATIONS, Coverage, Hole, Series, SeriesCoverage
+from crypto_pipeline.core.coverage import Coverage, Series, SeriesCoverage
+from crypto_pipeline.core.holes import CONFIRMATIONS, Hole
 from crypto_pipeline.core.intervals import union
 from crypto_pipeline.corridor.bridging import bridge_days
 from crypto_pipeline.lake.storage import LakeStorage
