@@ -8,7 +8,10 @@ Without the database nothing goes out.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -20,12 +23,14 @@ from crypto_pipeline.database.connection import open_async_connection
 from crypto_pipeline.database.failures import database_errors
 from crypto_pipeline.database.statements import table_name
 from crypto_pipeline.database.tables import REQUEST_BUDGETS
-from crypto_pipeline.errors import ExchangeBlocked, RateLimited
+from crypto_pipeline.errors import DatabaseError, ExchangeBlocked, RateLimited
 
 #: How far ahead a request may take its place. The minute's runs go in front of any backfill: those
 #: queue so little ahead that nobody waits behind them.
 LIVE_AHEAD_MS: Final = 600_000.0
 BACKFILL_AHEAD_MS: Final = 300.0
+#: Where one place alone is longer, a minute run's first request goes out after this much all the same.
+LIVE_PATIENCE_MS: Final = 1_700.0
 
 #: A longer pause is not waited for: the run ends, and the next one asks again.
 LONGEST_WAIT_SECONDS: Final = 60.0
@@ -37,12 +42,15 @@ _LONGEST_PAUSE_SECONDS: Final = 3_600.0
 _DENIED_PAUSE_SECONDS: Final = 900.0
 _FORGIVEN_AFTER_SECONDS: Final = 600.0
 
-#: Who waited for longer than this looks again whether the exchange is to be left alone.
+#: Whoever goes out later than this after the database knew of no pause asks it again.
 _LOOK_AGAIN_SECONDS: Final = 0.02
+#: Who misses a place by more takes another: requests that wake late would go out in a heap.
+_LATE_SECONDS: Final = 0.025
 
 _TAKE: Final = sql.SQL(
     "WITH granted AS ("
-    " UPDATE {budgets} SET requests = requests + 1,"
+    " UPDATE {budgets} SET requests = requests + %(went)s,"
+    "  waited_seconds = waited_seconds + %(waited)s,"
     "  next_at = greatest(next_at, clock_timestamp()) + %(cost)s * interval '1 ms'"
     " WHERE name = %(name)s AND blocked_until <= clock_timestamp()"
     "  AND next_at <= clock_timestamp() + %(ahead)s * interval '1 ms'"
@@ -62,24 +70,27 @@ _BLOCKED: Final = sql.SQL(
     "SELECT blocked_until > clock_timestamp() FROM {} WHERE name = %(name)s"
 ).format(table_name(REQUEST_BUDGETS))
 
-#: Refusals that arrive during a pause are of requests under way before it: they lengthen nothing.
+#: Refusals that arrive during a pause are of requests under way before it: they lengthen it only to
+#: the time that the exchange itself names.
 _BLOCK: Final = sql.SQL(
-    "WITH struck AS (SELECT CASE"
-    "  WHEN blocked_until > clock_timestamp() THEN greatest(strikes, 1)"
-    "  WHEN blocked_until < clock_timestamp() - %(forgiven)s * interval '1 s' THEN 1"
-    "  ELSE strikes + 1 END AS strikes"
-    " FROM {budgets} WHERE name = %(name)s FOR UPDATE),"
-    " pause AS (SELECT strikes, least(%(longest)s, %(pause)s * 2 ^ (strikes - 1))"
-    "  * interval '1 s' AS length FROM struck)"
+    "WITH found AS (SELECT clock_timestamp() AS now, blocked_until > clock_timestamp() AS paused,"
+    "  CASE WHEN blocked_until > clock_timestamp() THEN greatest(strikes, 1)"
+    "   WHEN blocked_until < clock_timestamp() - %(forgiven)s * interval '1 s' THEN 1"
+    "   ELSE strikes + 1 END AS strikes"
+    "  FROM {budgets} WHERE name = %(name)s FOR UPDATE),"
+    " pause AS (SELECT now, paused, strikes, now + interval '1 s' * CASE WHEN paused THEN %(named)s"
+    "   ELSE least(%(longest)s, %(pause)s * 2 ^ least(strikes - 1, 20)) END AS until FROM found)"
     " UPDATE {budgets} SET strikes = pause.strikes, refused = refused + 1,"
-    "  bans = bans + %(banned)s::int, denied = %(denied)s,"
-    "  blocked_until = greatest(blocked_until, clock_timestamp() + pause.length),"
-    "  next_at = greatest(next_at, blocked_until, clock_timestamp() + pause.length)"
+    "  bans = bans + %(banned)s::int,"
+    "  denied = CASE WHEN paused AND %(denied)s = '' THEN denied ELSE %(denied)s END,"
+    "  blocked_until = greatest(blocked_until, until),"
+    "  next_at = greatest(next_at, blocked_until, until)"
     " FROM pause WHERE name = %(name)s"
 ).format(budgets=table_name(REQUEST_BUDGETS))
 
-_WAITED: Final = sql.SQL(
-    "UPDATE {} SET waited_seconds = waited_seconds + %(waited)s WHERE name = %(name)s"
+_NOTE: Final = sql.SQL(
+    "UPDATE {} SET requests = requests + %(went)s, waited_seconds = waited_seconds + %(waited)s"
+    " WHERE name = %(name)s"
 ).format(table_name(REQUEST_BUDGETS))
 
 
@@ -98,19 +109,26 @@ class SharedBudget:
         self._url = url
         self._name = name
         self._share = share
-        self._ahead = LIVE_AHEAD_MS if live else BACKFILL_AHEAD_MS
+        self._live = live
         self._conn: psycopg.AsyncConnection | None = None
         self._turn = asyncio.Lock()  # requests of one run take places in the order they came
         self._stopping = asyncio.Lock()
+        self._open_at = -math.inf  # when the database last knew of no pause
+        self._first = live  # the next request is a minute run's first
+        self._noted = PaceCounts()  # what the database knows of the counts
 
     async def __aenter__(self) -> Self:
-        self._conn = await open_async_connection(
-            self._url, application_name="crypto_pipeline budget"
-        )
-        with database_errors(self._conn, f"set up the request budget {self._name!r}"):
-            # A place lost in a crash of the server is one request; a flush for each is a disk's speed.
-            await self._conn.execute("SET synchronous_commit = off")
-            await self._conn.execute(_MAKE, {"name": self._name})
+        conn = await open_async_connection(self._url, application_name="crypto_pipeline budget")
+        try:
+            with database_errors(conn, f"set up the request budget {self._name!r}"):
+                # A place lost in a crash of the server is one request; a flush for each is a disk's
+                # speed.
+                await conn.execute("SET synchronous_commit = off")
+                await conn.execute(_MAKE, {"name": self._name})
+        except BaseException:
+            await conn.close()
+            raise
+        self._conn = conn
         return self
 
     async def __aexit__(
@@ -119,53 +137,62 @@ class SharedBudget:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        conn = self._open()
+        conn = self._opened()
+        # What ended the run says more than that the last figures could not be noted.
+        lenient = suppress(DatabaseError) if kind is not None else nullcontext()
         try:
-            if kind is None and self.counts.waited_seconds:
-                waited = {"name": self._name, "waited": self.counts.waited_seconds}
-                with database_errors(conn, f"close the request budget {self._name!r}"):
-                    await conn.execute(_WAITED, waited)
+            with lenient, database_errors(conn, f"close the request budget {self._name!r}"):
+                await conn.execute(_NOTE, {"name": self._name, **self._to_note()})
         finally:
             await conn.close()
 
     async def acquire(self, cost_ms: float) -> None:
         """See :class:`crypto_pipeline.core.pacing.Pacer`."""
-        began = asyncio.get_running_loop().time()
-        async with self._turn:
-            tries = 0
-            while not await self._taken(cost_ms / self._share, tries):
-                tries += 1
+        began = _now()
+        cost_ms /= self._share
+        may_go = False
+        while not may_go:
+            async with self._turn:
+                place = await self._place(cost_ms)
+            await asyncio.sleep(place - _now())
+            may_go = _now() < place + _LATE_SECONDS and await self._still_open()
         self.counts.requests += 1
-        self.counts.waited_seconds += asyncio.get_running_loop().time() - began
+        self.counts.waited_seconds += _now() - began
 
     async def refused(self, *, retry_after: float | None, banned: bool) -> None:
         """See :class:`crypto_pipeline.core.pacing.Pacer`."""
-        pause = _FIRST_PAUSE_SECONDS if retry_after is None else retry_after
-        await self._stop(pause, banned=banned)
+        await self._stop(retry_after, banned=banned)
 
     async def denied(self, reason: str) -> None:
         """See :class:`crypto_pipeline.core.pacing.Pacer`."""
-        await self._stop(_DENIED_PAUSE_SECONDS, banned=True, denied=reason)
+        await self._stop(_DENIED_PAUSE_SECONDS, banned=True, denied=reason[:500])
 
-    async def _stop(self, pause: float, *, banned: bool, denied: str = "") -> None:
+    async def _stop(self, pause: float | None, *, banned: bool, denied: str = "") -> None:
         self.counts.refused += 1
+        self._open_at = -math.inf
         asked = {
             "name": self._name,
-            "pause": pause,
-            "longest": max(_LONGEST_PAUSE_SECONDS, pause),
+            "pause": _FIRST_PAUSE_SECONDS if pause is None else pause,
+            "named": pause or 0.0,
+            "longest": max(_LONGEST_PAUSE_SECONDS, pause or 0.0),
             "forgiven": _FORGIVEN_AFTER_SECONDS,
             "banned": banned,
-            "denied": denied[:500],
+            "denied": denied,
         }
         async with self._stopping:
-            conn = self._open()
+            conn = self._opened()
             with database_errors(conn, f"stop the requests of {self._name!r}"):
                 await conn.execute(_BLOCK, asked)
 
-    async def _taken(self, cost_ms: float, tries: int) -> bool:
-        """Whether the request may go out now; waits for its place, or for the next try."""
-        granted, wait, blocked, denied = await self._take(cost_ms)
-        if not granted:
+    async def _place(self, cost_ms: float) -> float:
+        """Take a place, waiting until there is one; when it is, by the event loop's clock."""
+        tries = 0
+        while True:
+            granted, wait, blocked, denied = await self._take(cost_ms)
+            if granted:
+                dear = cost_ms > LIVE_PATIENCE_MS and self._first
+                self._first = False
+                return _now() + (min(wait, LIVE_PATIENCE_MS / 1_000) if dear else wait)
             if blocked > LONGEST_WAIT_SECONDS and denied:
                 raise ExchangeBlocked(
                     f"{self._name} does not serve this address, as another request found: {denied}",
@@ -179,31 +206,58 @@ class SharedBudget:
                     retry_after=blocked,
                 )
             # Not all at one moment, and who has tried often before who has not: shares stay fair.
-            chance = random.uniform(0, cost_ms / 1_000) / 2**tries  # noqa: S311
+            chance = random.uniform(0, cost_ms / 1_000) / 2 ** min(tries, 20)  # noqa: S311
             await asyncio.sleep(max(wait, 0.0) + chance)
-            return False
-        if wait > 0:
-            await asyncio.sleep(wait)
-        return wait < _LOOK_AGAIN_SECONDS or not await self._blocked()
+            tries += 1
 
     async def _take(self, cost_ms: float) -> tuple[bool, float, float, str]:
-        conn = self._open()
-        request = {"name": self._name, "cost": cost_ms, "ahead": self._ahead}
+        conn, asked_at = self._opened(), _now()
+        request = {
+            "name": self._name,
+            "cost": cost_ms,
+            "ahead": LIVE_AHEAD_MS if self._live else _ahead_ms(cost_ms),
+            **self._to_note(),
+        }
         with database_errors(conn, f"take a place in the request budget {self._name!r}"):
-            for _ in range(2):
+            for _ in range(3):
                 row = await (await conn.execute(_TAKE, request)).fetchone()
                 if row is not None:
+                    self._open_at = asked_at if row[2] <= 0 else -math.inf
                     return row[0], row[1], row[2], row[3]
                 await conn.execute(_MAKE, {"name": self._name})  # somebody emptied the table
-        raise AssertionError("unreachable: the row was just made")
+        raise DatabaseError(f"The request budget {self._name!r} is emptied all the time.")
 
-    async def _blocked(self) -> bool:
-        conn = self._open()
+    async def _still_open(self) -> bool:
+        """Whether nobody was refused since the place was taken."""
+        if _now() < self._open_at + _LOOK_AGAIN_SECONDS:
+            return True
+        conn, asked_at = self._opened(), _now()
         with database_errors(conn, f"look at the request budget {self._name!r}"):
             row = await (await conn.execute(_BLOCKED, {"name": self._name})).fetchone()
-        return row is not None and bool(row[0])
+        if row is not None and row[0]:
+            return False
+        self._open_at = asked_at
+        return True
 
-    def _open(self) -> psycopg.AsyncConnection:
+    def _to_note(self) -> dict[str, float]:
+        """What the database does not know of yet; it is told with the next statement."""
+        counts, noted = self.counts, self._noted
+        self._noted = replace(counts)
+        return {
+            "went": counts.requests - noted.requests,
+            "waited": counts.waited_seconds - noted.waited_seconds,
+        }
+
+    def _opened(self) -> psycopg.AsyncConnection:
         if self._conn is None:
             raise AssertionError("the budget is used outside its context")
         return self._conn
+
+
+def _ahead_ms(cost_ms: float) -> float:
+    """How far ahead a backfill may take a place: two of them, and what a busy machine is late."""
+    return min(BACKFILL_AHEAD_MS, 100.0 + 2 * cost_ms)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
