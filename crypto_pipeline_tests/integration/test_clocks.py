@@ -114,7 +114,7 @@ class Ticks:
         """What was wrong after each tick; ``clock`` replaces the wrapper's own."""
         with asyncio.Runner() as loop, self.deployment.database.connect() as conn:
             wrapper = self.deployment.ccxt.open(self.exchange, live=True)
-            wrapper.exchange_clock = clock or wrapper.exchange_clock
+            wrapper._asker.clock = clock or wrapper.exchange_clock
             storage = LakeStorage(self.deployment.lake.url)
             zone = RememberedZone(storage, partial(raw_partition_lock, conn))
             for now in instants:
