@@ -1,8 +1,9 @@
 """One request budget an exchange, shared by every process of a deployment, on the database's clock.
 
-A row holds the next moment at which a request may go out (GCRA). Taking a place is one statement;
-only who had to wait asks once more, before it sends, whether the exchange was left alone meanwhile.
-Without the database nothing goes out.
+A row holds the next moment at which a request may go out (GCRA). Taking a place is one statement. A
+pause that the exchange asks for meanwhile is seen by the statements of the run's other requests;
+only where there was none in the last moments is the database asked once more. Without it nothing
+goes out.
 """
 
 from __future__ import annotations
@@ -44,8 +45,12 @@ _FORGIVEN_AFTER_SECONDS: Final = 600.0
 
 #: Whoever goes out later than this after the database knew of no pause asks it again.
 _LOOK_AGAIN_SECONDS: Final = 0.02
-#: Who misses a place by more takes another: requests that wake late would go out in a heap.
-_LATE_SECONDS: Final = 0.025
+#: Requests do not arrive as evenly as they go out: whatever the share, so much of a second is free.
+_MOST_SHARE: Final = 0.96
+#: Who misses a place by more than what is free of a second, less what the way to the exchange may
+#: take of it, takes another: a heap of late requests is more than the limit in one second.
+_ON_THE_WAY_SECONDS: Final = 0.02
+_LATE_SECONDS: Final = (0.025, 0.25)  # within these bounds
 
 _TAKE: Final = sql.SQL(
     "WITH granted AS ("
@@ -83,8 +88,7 @@ _BLOCK: Final = sql.SQL(
     " UPDATE {budgets} SET strikes = pause.strikes, refused = refused + 1,"
     "  bans = bans + %(banned)s::int,"
     "  denied = CASE WHEN paused AND %(denied)s = '' THEN denied ELSE %(denied)s END,"
-    "  blocked_until = greatest(blocked_until, until),"
-    "  next_at = greatest(next_at, blocked_until, until)"
+    "  blocked_until = greatest(blocked_until, until)"
     " FROM pause WHERE name = %(name)s"
 ).format(budgets=table_name(REQUEST_BUDGETS))
 
@@ -108,12 +112,15 @@ class SharedBudget:
         self.counts = PaceCounts()
         self._url = url
         self._name = name
-        self._share = share
+        self._share = min(share, _MOST_SHARE)
         self._live = live
+        least, most = _LATE_SECONDS
+        self._tolerance = min(max(1 / self._share - 1 - _ON_THE_WAY_SECONDS, least), most)
         self._conn: psycopg.AsyncConnection | None = None
         self._turn = asyncio.Lock()  # requests of one run take places in the order they came
         self._stopping = asyncio.Lock()
         self._open_at = -math.inf  # when the database last knew of no pause
+        self._refused_at = -math.inf  # when this run was last refused
         self._first = live  # the next request is a minute run's first
         self._noted = PaceCounts()  # what the database knows of the counts
 
@@ -121,8 +128,7 @@ class SharedBudget:
         conn = await open_async_connection(self._url, application_name="crypto_pipeline budget")
         try:
             with database_errors(conn, f"set up the request budget {self._name!r}"):
-                # A place lost in a crash of the server is one request; a flush for each is a disk's
-                # speed.
+                # A crash of the server loses a few places; a flush for each is a disk's speed.
                 await conn.execute("SET synchronous_commit = off")
                 await conn.execute(_MAKE, {"name": self._name})
         except BaseException:
@@ -149,13 +155,13 @@ class SharedBudget:
     async def acquire(self, cost_ms: float) -> None:
         """See :class:`crypto_pipeline.core.pacing.Pacer`."""
         began = _now()
-        cost_ms /= self._share
-        may_go = False
+        tolerance, may_go = self._tolerance, False
         while not may_go:
             async with self._turn:
-                place = await self._place(cost_ms)
+                place = await self._place(cost_ms / self._share)
             await asyncio.sleep(place - _now())
-            may_go = _now() < place + _LATE_SECONDS and await self._still_open()
+            may_go = _now() < place + tolerance and await self._still_open()
+            tolerance *= 2  # a machine too busy to be in time gets through all the same
         self.counts.requests += 1
         self.counts.waited_seconds += _now() - began
 
@@ -169,7 +175,7 @@ class SharedBudget:
 
     async def _stop(self, pause: float | None, *, banned: bool, denied: str = "") -> None:
         self.counts.refused += 1
-        self._open_at = -math.inf
+        self._refused_at = _now()
         asked = {
             "name": self._name,
             "pause": _FIRST_PAUSE_SECONDS if pause is None else pause,
@@ -182,7 +188,9 @@ class SharedBudget:
         async with self._stopping:
             conn = self._opened()
             with database_errors(conn, f"stop the requests of {self._name!r}"):
-                await conn.execute(_BLOCK, asked)
+                if not (await conn.execute(_BLOCK, asked)).rowcount:  # somebody emptied the table
+                    await conn.execute(_MAKE, {"name": self._name})
+                    await conn.execute(_BLOCK, asked)
 
     async def _place(self, cost_ms: float) -> float:
         """Take a place, waiting until there is one; when it is, by the event loop's clock."""
@@ -211,7 +219,7 @@ class SharedBudget:
             tries += 1
 
     async def _take(self, cost_ms: float) -> tuple[bool, float, float, str]:
-        conn, asked_at = self._opened(), _now()
+        conn, asked_at, counts = self._opened(), _now(), replace(self.counts)
         request = {
             "name": self._name,
             "cost": cost_ms,
@@ -223,13 +231,15 @@ class SharedBudget:
                 row = await (await conn.execute(_TAKE, request)).fetchone()
                 if row is not None:
                     self._open_at = asked_at if row[2] <= 0 else -math.inf
+                    if row[0]:
+                        self._noted = counts
                     return row[0], row[1], row[2], row[3]
                 await conn.execute(_MAKE, {"name": self._name})  # somebody emptied the table
         raise DatabaseError(f"The request budget {self._name!r} is emptied all the time.")
 
     async def _still_open(self) -> bool:
         """Whether nobody was refused since the place was taken."""
-        if _now() < self._open_at + _LOOK_AGAIN_SECONDS:
+        if self._refused_at < self._open_at and _now() < self._open_at + _LOOK_AGAIN_SECONDS:
             return True
         conn, asked_at = self._opened(), _now()
         with database_errors(conn, f"look at the request budget {self._name!r}"):
@@ -237,15 +247,13 @@ class SharedBudget:
         if row is not None and row[0]:
             return False
         self._open_at = asked_at
-        return True
+        return self._refused_at < asked_at
 
     def _to_note(self) -> dict[str, float]:
-        """What the database does not know of yet; it is told with the next statement."""
-        counts, noted = self.counts, self._noted
-        self._noted = replace(counts)
+        """What the database does not know of yet: it is told with the next place."""
         return {
-            "went": counts.requests - noted.requests,
-            "waited": counts.waited_seconds - noted.waited_seconds,
+            "went": self.counts.requests - self._noted.requests,
+            "waited": self.counts.waited_seconds - self._noted.waited_seconds,
         }
 
     def _opened(self) -> psycopg.AsyncConnection:

@@ -1,4 +1,4 @@
-"""What is stored, series by series: existence, bounds, counts."""
+"""What there is, for people: each series' bounds and counts, and what each budget did."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psycopg import sql
 
 from crypto_pipeline.database.failures import database_errors
 from crypto_pipeline.database.statements import table_name
-from crypto_pipeline.database.tables import CANDLES
+from crypto_pipeline.database.tables import CANDLES, REQUEST_BUDGETS
 
 #: One index probe for each end and one index range for the count; never a scan of the table.
 _OVERVIEW: Final = sql.SQL(
@@ -32,6 +32,12 @@ _WITH_CANDLES: Final = sql.SQL(
     " WHERE EXISTS (SELECT FROM {} AS c WHERE c.exchange = name)"
 ).format(table_name(CANDLES))
 
+_BUDGETS: Final = sql.SQL(
+    "SELECT name, requests, waited_seconds, refused, bans,"
+    " CASE WHEN blocked_until > clock_timestamp() THEN blocked_until END FROM {}"
+    " WHERE name = ANY(%(names)s)"
+).format(table_name(REQUEST_BUDGETS))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesOverview:
@@ -42,6 +48,17 @@ class SeriesOverview:
     first: datetime | None
     last: datetime | None
     candles: int
+
+
+@dataclass(frozen=True)
+class BudgetOverview:
+    """What a request budget did since it was first used; ``blocked_until`` None if it is open."""
+
+    requests: int = 0
+    waited_seconds: float = 0.0
+    refused: int = 0
+    bans: int = 0
+    blocked_until: datetime | None = None
 
 
 def series_overview(
@@ -71,3 +88,16 @@ def exchanges_with_candles(conn: psycopg.Connection, exchanges: Sequence[str]) -
     with database_errors(conn, "look for candles"):
         rows = conn.execute(_WITH_CANDLES, {"exchanges": list(exchanges)}).fetchall()
     return {name for (name,) in rows}
+
+
+def budget_overview(conn: psycopg.Connection, names: Iterable[str]) -> dict[str, BudgetOverview]:
+    """What the budgets of these names did; zeros for one that was never used.
+
+    Raises:
+        DatabaseError: the database is away.
+    """
+    wanted = list(names)
+    with database_errors(conn, "look at the request budgets"):
+        rows = conn.execute(_BUDGETS, {"names": wanted}).fetchall()
+    found = {name: BudgetOverview(*figures) for name, *figures in rows}
+    return {name: found.get(name, BudgetOverview()) for name in wanted}

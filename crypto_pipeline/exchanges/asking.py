@@ -28,6 +28,9 @@ Clock = Callable[[], int]
 #: Longest pause an exchange may impose on one request; what it asks beyond that ends the request.
 LONGEST_RETRY_AFTER: Final = 60.0
 
+#: The status by which binance says that it refuses the address for a time, not the request.
+_BANNED: Final = 418
+
 
 def system_clock() -> int:
     """Our clock in ms."""
@@ -112,6 +115,7 @@ class Asker:
     ) -> Exchanged:
         seen = Exchanged(cost_ms=cost_ms)
         failure: ExchangeError | None = None
+        answered = True
         token = CURRENT.set(seen)
         try:
             await call(*args, **named)
@@ -119,22 +123,25 @@ class Asker:
             raise
         except Exception as error:  # noqa: BLE001 - ccxt raises anything
             failure = told(error, tried=tried, seen=seen, redact=self._secrets)
+            # The budget's own: another request of this call may have been answered before.
+            answered = not isinstance(error, RateLimited | ExchangeBlocked)
         finally:
             CURRENT.reset(token)
             self.clock.observe(seen)
         if failure is not None:
-            await self._tell_pacer(failure, seen)
+            if answered and seen.status is not None:
+                await self._tell_pacer(failure, seen)
             raise failure  # here, without ccxt's error in its chain: that may hold credentials
         return seen
 
     async def _tell_pacer(self, failure: ExchangeError, seen: Exchanged) -> None:
         """Stop the other processes, too, where the exchange itself said that it is too much."""
-        if self._pacer is None or seen.status is None:
+        if self._pacer is None:
             return
-        if isinstance(failure, RateLimited):
-            await self._pacer.refused(retry_after=failure.retry_after, banned=seen.status != 429)
-        elif isinstance(failure, ExchangeBlocked):
+        if isinstance(failure, ExchangeBlocked):
             await self._pacer.denied(failure.message)
+        elif isinstance(failure, RateLimited) or seen.retry_after is not None:
+            await self._pacer.refused(retry_after=seen.retry_after, banned=seen.status == _BANNED)
 
 
 def _worth_another_try(error: BaseException) -> bool:

@@ -59,7 +59,10 @@ def told(
         redact: values that must not be shown.
     """
     kind = _kind(error, seen)
+    ours = error if isinstance(error, ExchangeError) else None
     reason = str(error) or type(error).__name__
+    if ours is not None:
+        reason = ours.message.rstrip(".")
     cause = error.__cause__
     if isinstance(error, ccxt_errors.BaseError):
         reason = f"{type(error).__name__}: {reason}"
@@ -67,8 +70,9 @@ def told(
             reason += f" ({type(cause).__name__}: {cause})"
     return kind(
         f"{tried}: {' '.join(redacted(reason, redact).split())[:600]}.",
-        hint=_HINTS[kind],
-        http_status=seen.status,
+        hint=_HINTS[kind] if ours is None or ours.hint is None else ours.hint,
+        # what the budget raises is no answer, even if a request before it had one
+        http_status=seen.status if ours is None else ours.http_status,
         # a pause that another process was asked for comes with the error, not with an answer
         retry_after=seen.retry_after or getattr(error, "retry_after", None),
     )

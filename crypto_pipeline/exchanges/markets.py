@@ -72,10 +72,14 @@ def keep_markets(
     market: Callable[[str], dict[str, Any]],
     listed: Iterable[str],
 ) -> None:
-    """Keep what was just loaded of the configured symbols."""
+    """Keep what was just loaded of the configured symbols.
+
+    One market is kept even where none of them is listed: ccxt loads all of them if it has none.
+    """
     listed = set(listed)
+    wanted = [symbol for symbol in config.symbols if symbol in listed] or [min(listed)]
     content = {
-        "markets": [market(symbol) for symbol in config.symbols if symbol in listed],
+        "markets": [market(symbol) for symbol in wanted],
         "absent": [symbol for symbol in config.symbols if symbol not in listed],
     }
     cache.write(fingerprint(config), now, orjson.dumps(content, default=str).decode())

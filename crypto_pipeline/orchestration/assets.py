@@ -9,6 +9,7 @@ with a candle is in :mod:`crypto_pipeline.corridor` and :mod:`crypto_pipeline.co
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import date
 from itertools import groupby
 from typing import Any, Final
@@ -17,6 +18,7 @@ import dagster as dg
 import pandas as pd
 
 from crypto_pipeline.config.model import PipelineConfig
+from crypto_pipeline.core.pacing import Pacer
 from crypto_pipeline.core.planning import asked_just_now, resting
 from crypto_pipeline.core.validation import validate
 from crypto_pipeline.corridor.collect import CollectedDay, Collection
@@ -148,6 +150,14 @@ def _collect(
             },
         )
 
+    def note_budget(pacer: Pacer | None) -> None:
+        if pacer is not None:
+            used = {name.replace("_", " "): figure for name, figure in asdict(pacer.counts).items()}
+            note(
+                Partition(exchange, days[-1]),
+                {f"budget: {name}": round(figure, 3) for name, figure in used.items()},
+            )
+
     live = EXCHANGE_TAG in context.run.tags
 
     async def collect() -> None:
@@ -162,7 +172,10 @@ def _collect(
                     resting=_resting(context.run.tags, ccxt, exchange, database),
                     on_day=on_day,
                 )
-                collected = await collection.run()
+                try:
+                    collected = await collection.run()
+                finally:
+                    note_budget(wrapper.pacer)
             context.log.info(
                 f"{exchange}: {wrapper.counts.requests} requests, {wrapper.counts.retried} of them"
                 f" again; {len(collected.failed)} failed for good, {collected.not_asked} left out"
