@@ -140,11 +140,11 @@ class Server:
             (signal.SIGQUIT, QUIT_STOP_SECONDS),  # "immediate": the next start recovers
             (signal.SIGKILL, KILL_STOP_SECONDS),
         ):
-            if (postmaster := self._postmaster()) is None:
+            if (postmaster := self._postmaster() or self._unannounced()) is None:
                 break
             with contextlib.suppress(psutil.NoSuchProcess):
                 postmaster.send_signal(number)
-            wait_until(lambda: not self._lives(), timeout=patience)
+            wait_until(self._lock_is_free, timeout=patience)
         self._end_orphans()
 
     def end_unhoused(self) -> None:
@@ -204,6 +204,12 @@ class Server:
                 return process
         return None
 
+    def _unannounced(self) -> psutil.Process | None:
+        """A postmaster that has not come to writing its pid file: we were interrupted starting it."""
+        if self._lock_is_free():
+            return None
+        return next(iter(processes_where(lambda argv: self._conf_argument in argv)), None)
+
     def _lives(self) -> bool:
         return self._postmaster() is not None
 
@@ -232,12 +238,17 @@ class Server:
     def _end_orphans(self) -> None:
         """End what outlives its postmaster: a new server would find the shared memory in use.
 
-        They notice by themselves, except while they compute.
+        They notice by themselves, except while they compute. So is a postmaster ended that had not
+        yet become one when ``stop`` looked for it.
         """
         if wait_until(self._lock_is_free, timeout=ORPHANS_SECONDS):
             return
         title, owner = f"postgres: {self.cluster.name}: ", self.cluster.owner
-        for process in processes_where(lambda argv: any(part.startswith(title) for part in argv)):
+
+        def ours(argv: list[str]) -> bool:
+            return self._conf_argument in argv or any(part.startswith(title) for part in argv)
+
+        for process in processes_where(ours):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.uids().real == owner:
                     process.kill()

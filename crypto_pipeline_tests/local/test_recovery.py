@@ -87,6 +87,27 @@ def test_a_pid_file_whose_pid_is_somebody_elses_is_stale(home, query):
             other.kill()
 
 
+@pytest.mark.parametrize("late", [0.0, 0.3])
+def test_an_interrupt_between_fork_and_pid_file_leaves_no_server(home, monkeypatch, late):
+    """SIGTERM as the child was made: its pid file was not there yet, so nobody ended it."""
+    from crypto_pipeline.local import server
+
+    class Interrupted(server.DetachedChild):
+        def __init__(self, argv, **how):
+            super().__init__(["sh", "-c", f'sleep {late}; exec "$@"', "sh", *argv], **how)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(server, "ORPHANS_SECONDS", 2.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(server, "DetachedChild", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            LocalPostgres(home, find=plain).acquire()
+    with held(FileLock(home / "postgres/server.lock")) as lock:
+        assert lock.try_acquire()
+    with LocalPostgres(home, find=plain):  # and the next one starts
+        pass
+
+
 def test_an_initdb_that_was_killed_leaves_no_half_database(fresh_home):
     """Power lost at the first start."""
     for name in ("data.new/data", "data.new/other"):
