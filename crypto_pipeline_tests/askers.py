@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -105,9 +106,8 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     config = PipelineConfig.model_validate(job["config"])
     ccxt = CcxtResource(config, lambda: job["url"])
-    result = asyncio.run(
-        {"ask": _ask, "minutes": _minutes, "collect": _collect}[job["does"]](ccxt, job)
-    )
+    does = {"ask": _ask, "minutes": _minutes, "collect": _collect, "acquire": _acquire}
+    result = asyncio.run(does[job["does"]](ccxt, job))
     sys.stdout.write(json.dumps(result) + "\n")
 
 
@@ -169,6 +169,27 @@ async def _minute(ccxt: CcxtResource, symbols: Sequence[str]) -> list[float]:
 
         await asyncio.gather(*(work() for _ in range(wrapper.config.concurrency)))
     return answered
+
+
+async def _acquire(ccxt: CcxtResource, job: dict[str, Any]) -> dict[str, Any]:
+    """Places only, no requests, for ``seconds``; milliseconds each took."""
+    wrapper = ccxt.open("binance", live=job["live"])
+    assert wrapper.pacer is not None
+    pacer, cost_ms, took = wrapper.pacer, wrapper.habits.cost_ms or 0, []
+    async with wrapper:
+        await pacer.acquire(cost_ms)
+        await _told_to_go()
+        cpu, end = time.process_time(), time.monotonic() + job["seconds"]
+
+        async def work() -> None:
+            while time.monotonic() < end:
+                began = time.perf_counter()
+                await pacer.acquire(cost_ms)
+                took.append((time.perf_counter() - began) * 1_000)
+
+        await asyncio.gather(*(work() for _ in range(job["tasks"])))
+        cpu = time.process_time() - cpu
+    return {"median_ms": statistics.median(took), "cpu_ms": cpu * 1_000 / len(took)}
 
 
 async def _collect(ccxt: CcxtResource, job: dict[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,17 @@
 """One request budget an exchange, shared by every process of a deployment, on the database's clock.
 
-A row holds the next moment at which a request may go out (GCRA). Taking a place is one statement. A
-pause that the exchange asks for meanwhile is seen by the statements of the run's other requests;
-only where there was none in the last moments is the database asked once more. Without it nothing
-goes out.
+A row holds the next moment at which a request may go out (GCRA). Taking a place is one statement
+(:data:`crypto_pipeline.database.functions.TAKE_REQUEST_PLACE`); backfills queue for theirs in the
+database, first come, first served, each run with one request at a time. A pause that the exchange
+asks for meanwhile is seen by the statements of the run's other requests; only where there was none
+in the last moments is the database asked once more. Without it nothing goes out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import random
-from contextlib import nullcontext, suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
@@ -21,8 +21,8 @@ from psycopg import sql
 
 from crypto_pipeline.core.pacing import PaceCounts
 from crypto_pipeline.database.connection import open_async_connection
-from crypto_pipeline.database.failures import database_errors
-from crypto_pipeline.database.statements import table_name
+from crypto_pipeline.database.failures import Target, database_errors, target_of
+from crypto_pipeline.database.statements import lock_keys, table_name
 from crypto_pipeline.database.tables import REQUEST_BUDGETS
 from crypto_pipeline.errors import DatabaseError, ExchangeBlocked, RateLimited
 
@@ -53,19 +53,9 @@ _ON_THE_WAY_SECONDS: Final = 0.02
 _LATE_SECONDS: Final = (0.025, 0.25)  # within these bounds
 
 _TAKE: Final = sql.SQL(
-    "WITH granted AS ("
-    " UPDATE {budgets} SET requests = requests + %(went)s,"
-    "  waited_seconds = waited_seconds + %(waited)s,"
-    "  next_at = greatest(next_at, clock_timestamp()) + %(cost)s * interval '1 ms'"
-    " WHERE name = %(name)s AND blocked_until <= clock_timestamp()"
-    "  AND next_at <= clock_timestamp() + %(ahead)s * interval '1 ms'"
-    " RETURNING next_at - %(cost)s * interval '1 ms' - clock_timestamp() AS wait"
-    ") SELECT true, extract(epoch FROM wait)::float8, 0::float8, '' FROM granted"
-    " UNION ALL SELECT false, extract(epoch FROM greatest(blocked_until,"
-    "  next_at - %(ahead)s * interval '1 ms') - clock_timestamp())::float8,"
-    "  extract(epoch FROM blocked_until - clock_timestamp())::float8, denied"
-    " FROM {budgets} WHERE name = %(name)s AND NOT EXISTS (SELECT FROM granted)"
-).format(budgets=table_name(REQUEST_BUDGETS))
+    "SELECT place, blocked, reason, queued FROM take_request_place(%(name)s,"
+    " %(cost)s * interval '1 ms', %(ahead)s * interval '1 ms', %(turn)s, %(went)s, %(waited)s)"
+)
 
 _MAKE: Final = sql.SQL("INSERT INTO {} (name) VALUES (%(name)s) ON CONFLICT DO NOTHING").format(
     table_name(REQUEST_BUDGETS)
@@ -117,6 +107,10 @@ class SharedBudget:
         least, most = _LATE_SECONDS
         self._tolerance = min(max(1 / self._share - 1 - _ON_THE_WAY_SECONDS, least), most)
         self._conn: psycopg.AsyncConnection | None = None
+        self._queue: psycopg.AsyncConnection | None = None  # where the run stands for a place
+        (self._in_turn,) = lock_keys(purpose="request place", exchange=name)
+        self._opened = AsyncExitStack()
+        self._where = Target(database="", host="", user="")
         self._turn = asyncio.Lock()  # requests of one run take places in the order they came
         self._stopping = asyncio.Lock()
         self._open_at = -math.inf  # when the database last knew of no pause
@@ -125,17 +119,23 @@ class SharedBudget:
         self._noted = PaceCounts()  # what the database knows of the counts
 
     async def __aenter__(self) -> Self:
-        conn = await open_async_connection(self._url, application_name="crypto_pipeline budget")
-        try:
-            with database_errors(conn, f"set up the request budget {self._name!r}"):
-                # A crash of the server loses a few places; a flush for each is a disk's speed.
-                await conn.execute("SET synchronous_commit = off")
-                await conn.execute(_MAKE, {"name": self._name})
-        except BaseException:
-            await conn.close()
-            raise
-        self._conn = conn
+        async with AsyncExitStack() as opened:
+            self._conn = await self._connect(opened)
+            # A backfill waits in line inside a statement: what is urgent must not wait behind it.
+            self._queue = self._conn if self._live else await self._connect(opened)
+            self._opened = opened.pop_all()
         return self
+
+    async def _connect(self, opened: AsyncExitStack) -> psycopg.AsyncConnection:
+        conn = await open_async_connection(self._url, application_name="crypto_pipeline budget")
+        opened.push_async_callback(conn.close)
+        self._where = target_of(conn)
+        with database_errors(self._where, f"set up the request budget {self._name!r}"):
+            # A crash of the server loses a few places; a flush for each is a disk's speed.
+            await conn.execute("SET synchronous_commit = off")
+            await conn.execute("SET lock_timeout = 0")  # the line may be long
+            await conn.execute(_MAKE, {"name": self._name})
+        return conn
 
     async def __aexit__(
         self,
@@ -143,14 +143,11 @@ class SharedBudget:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        conn = self._opened()
         # What ended the run says more than that the last figures could not be noted.
         lenient = suppress(DatabaseError) if kind is not None else nullcontext()
-        try:
-            with lenient, database_errors(conn, f"close the request budget {self._name!r}"):
-                await conn.execute(_NOTE, {"name": self._name, **self._to_note()})
-        finally:
-            await conn.close()
+        async with self._opened:
+            with lenient, database_errors(self._where, f"close the request budget {self._name!r}"):
+                await self._asked().execute(_NOTE, {"name": self._name, **self._to_note()})
 
     async def acquire(self, cost_ms: float) -> None:
         """See :class:`crypto_pipeline.core.pacing.Pacer`."""
@@ -175,7 +172,7 @@ class SharedBudget:
 
     async def _stop(self, pause: float | None, *, banned: bool, denied: str = "") -> None:
         self.counts.refused += 1
-        self._refused_at = _now()
+        self._refused_at = math.inf  # until the database knows of it, nothing of ours goes out
         asked = {
             "name": self._name,
             "pause": _FIRST_PAUSE_SECONDS if pause is None else pause,
@@ -186,24 +183,28 @@ class SharedBudget:
             "denied": denied,
         }
         async with self._stopping:
-            conn = self._opened()
-            with database_errors(conn, f"stop the requests of {self._name!r}"):
-                if not (await conn.execute(_BLOCK, asked)).rowcount:  # somebody emptied the table
-                    await conn.execute(_MAKE, {"name": self._name})
-                    await conn.execute(_BLOCK, asked)
+            conn = self._asked()
+            try:
+                with database_errors(self._where, f"stop the requests of {self._name!r}"):
+                    if not (
+                        await conn.execute(_BLOCK, asked)
+                    ).rowcount:  # somebody emptied the table
+                        await conn.execute(_MAKE, {"name": self._name})
+                        await conn.execute(_BLOCK, asked)
+            finally:
+                self._refused_at = _now()
 
     async def _place(self, cost_ms: float) -> float:
         """Take a place, waiting until there is one; when it is, by the event loop's clock."""
-        tries = 0
         while True:
-            granted, wait, blocked, denied = await self._take(cost_ms)
-            if granted:
+            place, blocked, reason = await self._take(cost_ms)
+            if place is not None:
                 dear = cost_ms > LIVE_PATIENCE_MS and self._first
                 self._first = False
-                return _now() + (min(wait, LIVE_PATIENCE_MS / 1_000) if dear else wait)
-            if blocked > LONGEST_WAIT_SECONDS and denied:
+                return _now() + (min(place, LIVE_PATIENCE_MS / 1_000) if dear else place)
+            if blocked > LONGEST_WAIT_SECONDS and reason:
                 raise ExchangeBlocked(
-                    f"{self._name} does not serve this address, as another request found: {denied}",
+                    f"{self._name} does not serve this address, as another request found: {reason}",
                     hint=f"see there; it is asked again in {blocked:.0f} s.",
                 )
             if blocked > LONGEST_WAIT_SECONDS:
@@ -213,27 +214,28 @@ class SharedBudget:
                     hint="nothing: requests go on by themselves when the pause is over.",
                     retry_after=blocked,
                 )
-            # Not all at one moment, and who has tried often before who has not: shares stay fair.
-            chance = random.uniform(0, cost_ms / 1_000) / 2 ** min(tries, 20)  # noqa: S311
-            await asyncio.sleep(max(wait, 0.0) + chance)
-            tries += 1
+            await asyncio.sleep(blocked)
 
-    async def _take(self, cost_ms: float) -> tuple[bool, float, float, str]:
-        conn, asked_at, counts = self._opened(), _now(), replace(self.counts)
+    async def _take(self, cost_ms: float) -> tuple[float | None, float, str]:
+        """Seconds to the place, or None and for how many the exchange is to be left alone, and why."""
+        conn, asked_at, counts = self._queued(), _now(), replace(self.counts)
         request = {
             "name": self._name,
             "cost": cost_ms,
             "ahead": LIVE_AHEAD_MS if self._live else _ahead_ms(cost_ms),
+            "turn": None if self._live else self._in_turn,
             **self._to_note(),
         }
-        with database_errors(conn, f"take a place in the request budget {self._name!r}"):
+        with database_errors(self._where, f"take a place in the request budget {self._name!r}"):
             for _ in range(3):
-                row = await (await conn.execute(_TAKE, request)).fetchone()
-                if row is not None:
-                    self._open_at = asked_at if row[2] <= 0 else -math.inf
-                    if row[0]:
-                        self._noted = counts
-                    return row[0], row[1], row[2], row[3]
+                found = await (await conn.execute(_TAKE, request)).fetchone()
+                place, blocked, reason, queued = found or (None,) * 4
+                if place is not None:
+                    self._open_at, self._noted = asked_at + queued, counts
+                    return place, 0.0, ""
+                if blocked is not None:
+                    self._open_at = -math.inf
+                    return None, blocked, reason
                 await conn.execute(_MAKE, {"name": self._name})  # somebody emptied the table
         raise DatabaseError(f"The request budget {self._name!r} is emptied all the time.")
 
@@ -241,8 +243,8 @@ class SharedBudget:
         """Whether nobody was refused since the place was taken."""
         if self._refused_at < self._open_at and _now() < self._open_at + _LOOK_AGAIN_SECONDS:
             return True
-        conn, asked_at = self._opened(), _now()
-        with database_errors(conn, f"look at the request budget {self._name!r}"):
+        conn, asked_at = self._asked(), _now()
+        with database_errors(self._where, f"look at the request budget {self._name!r}"):
             row = await (await conn.execute(_BLOCKED, {"name": self._name})).fetchone()
         if row is not None and row[0]:
             return False
@@ -256,15 +258,20 @@ class SharedBudget:
             "waited": self.counts.waited_seconds - self._noted.waited_seconds,
         }
 
-    def _opened(self) -> psycopg.AsyncConnection:
+    def _asked(self) -> psycopg.AsyncConnection:
         if self._conn is None:
             raise AssertionError("the budget is used outside its context")
         return self._conn
 
+    def _queued(self) -> psycopg.AsyncConnection:
+        if self._queue is None:
+            raise AssertionError("the budget is used outside its context")
+        return self._queue
+
 
 def _ahead_ms(cost_ms: float) -> float:
-    """How far ahead a backfill may take a place: two of them, and what a busy machine is late."""
-    return min(BACKFILL_AHEAD_MS, 100.0 + 2 * cost_ms)
+    """How far ahead a backfill may take a place: one of them, and what a busy machine is late."""
+    return min(BACKFILL_AHEAD_MS, 60.0 + cost_ms)
 
 
 def _now() -> float:

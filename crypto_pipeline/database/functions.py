@@ -1,4 +1,4 @@
-"""SQL functions for readers. As for the tables, migrations create them and tests compare both."""
+"""SQL functions. As for the tables, migrations create them and tests compare both."""
 
 from __future__ import annotations
 
@@ -75,5 +75,48 @@ AS $$
     FROM carried AS k
     WHERE k.open_time >= since AND k.last_close IS NOT NULL
         AND (k.cause IS NULL OR k.slot_before IS DISTINCT FROM k.open_time)
+$$
+"""
+
+#: One place in a request budget, on the database's clock: how long to wait for it, in seconds.
+#:
+#: ``in_turn`` is the key of an advisory lock: PostgreSQL gives it to sessions in the order in which
+#: they asked, so runs that stand there take places one after the other and get even shares however
+#: much each asks for. Who has it waits here for the next place. Without a key a place is taken out of
+#: turn. A pause that the exchange asked for is not waited for: ``place`` is null and ``blocked`` says
+#: for how long it lasts. ``queued`` is the time spent here. All is null where there is no such budget.
+TAKE_REQUEST_PLACE: Final = """
+CREATE FUNCTION public.take_request_place(
+    of_budget text, cost interval, ahead interval, in_turn bigint, went bigint, waited float8,
+    OUT place float8, OUT blocked float8, OUT reason text, OUT queued float8
+)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    free_at timestamptz;
+BEGIN
+    IF in_turn IS NOT NULL THEN
+        PERFORM pg_advisory_xact_lock(in_turn);
+    END IF;
+    LOOP
+        UPDATE public.request_budgets AS b
+        SET requests = b.requests + went, waited_seconds = b.waited_seconds + waited,
+            next_at = greatest(b.next_at, clock_timestamp()) + cost
+        WHERE b.name = of_budget COLLATE "C" AND b.blocked_until <= clock_timestamp()
+            AND b.next_at <= clock_timestamp() + ahead
+        RETURNING b.next_at - cost INTO free_at;
+        IF FOUND THEN
+            place := extract(epoch FROM free_at - clock_timestamp());
+            EXIT;
+        END IF;
+        SELECT b.next_at - ahead, b.denied,
+            extract(epoch FROM greatest(b.blocked_until, clock_timestamp()) - clock_timestamp())
+        INTO free_at, reason, blocked
+        FROM public.request_budgets AS b WHERE b.name = of_budget COLLATE "C";
+        EXIT WHEN NOT FOUND OR blocked > 0;
+        PERFORM pg_sleep_until(free_at);
+    END LOOP;
+    queued := extract(epoch FROM clock_timestamp() - statement_timestamp());
+END
 $$
 """

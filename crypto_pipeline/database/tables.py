@@ -34,7 +34,7 @@ from sqlalchemy import (
 )
 
 from crypto_pipeline.core.gaps import CAUSES, PROVEN
-from crypto_pipeline.database.functions import CANDLES_FILLED
+from crypto_pipeline.database.functions import CANDLES_FILLED, TAKE_REQUEST_PLACE
 
 METADATA: Final = MetaData()
 
@@ -237,6 +237,8 @@ REQUEST_BUDGETS: Final = Table(
     Column("denied", Text, nullable=False, server_default=text("''")),
     PrimaryKeyConstraint("name", name="request_budgets_pkey"),
 )
+
+event.listen(METADATA, "after_create", DDL(TAKE_REQUEST_PLACE))  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
 #: The markets of the configured symbols, as ccxt read them, shared by all runs.
 EXCHANGE_MARKETS: Final = Table(

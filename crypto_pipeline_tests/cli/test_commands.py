@@ -6,7 +6,7 @@ import io
 import json
 import subprocess
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -224,6 +224,36 @@ def test_status_counts_what_is_missing_by_cause(stored: Cli, quiet_day: date) ->
     assert "1,203" in lines[1]
     assert lines[1][-4:] == ["1,200", "no_trades,", "3", "unknown"]
     assert lines[2][-1] == "–"
+
+
+def test_status_says_what_each_request_budget_did(stored: Cli, tmp_path: Path) -> None:
+    """A ban must be seen where people look; scripts find it in each row of the exchange."""
+    paced = tmp_path / "pipeline.yaml"
+    write_pipeline(tmp_path, None)
+    with connect(stored.environment[DATABASE_URL]) as conn:
+        conn.execute(
+            "INSERT INTO request_budgets (name, requests, waited_seconds, refused, bans,"
+            " blocked_until) VALUES ('kraken', 1234, 5.678, 2, 1, now() + interval '1 hour')"
+        )
+        rows = json.loads(stored.inside("status", "--json", **{CONFIG: str(paced)}).stdout)
+        lines = stored.inside("status", **{CONFIG: str(paced)}).stdout.splitlines()
+        conn.execute("TRUNCATE request_budgets")
+    unused = {"requests": 0, "waited_seconds": 0, "refused": 0, "bans": 0, "blocked_until": None}
+    assert [row["budget"] for row in rows[:2]] == [unused, unused]
+    kraken = rows[2]["budget"]
+    assert kraken.pop("blocked_until") > datetime.now(UTC).isoformat()
+    assert kraken == {"requests": 1_234, "waited_seconds": 5.7, "refused": 2, "bans": 1}
+    binance, kraken_line = (line.split() for line in lines[-2:])
+    assert binance == ["binance", "0", "0.0", "0", "0", "–"]
+    assert kraken_line[:5] == ["kraken", "1,234", "5.7", "2", "1"]
+    assert kraken_line[5].endswith("Z")
+
+
+def test_status_has_no_figures_of_an_exchange_without_a_budget(stored: Cli) -> None:
+    """``enableRateLimit: false``: zeros would say that nothing was asked."""
+    rows = json.loads(stored.inside("status", "--json").stdout)
+    assert [row["budget"] for row in rows] == [None, None, None]
+    assert "waited" not in stored.inside("status").stdout
 
 
 def test_status_is_a_table_for_people(stored: Cli) -> None:

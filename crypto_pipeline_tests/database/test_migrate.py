@@ -93,7 +93,10 @@ def test_migrated_and_created_tables_are_equal_in_the_catalogue(
     with engine_of(created).begin() as connection:
         METADATA.create_all(connection)
     assert catalogue(database_url) == catalogue(created)
-    assert {row[0] for row in catalogue(created)["functions"]} == {"candles_filled"}
+    assert {row[0] for row in catalogue(created)["functions"]} == {
+        "candles_filled",
+        "take_request_place",
+    }
 
 
 def test_head_is_the_newest_migration() -> None:
