@@ -3,8 +3,8 @@
 A row holds the next moment at which a request may go out (GCRA). Taking a place is one statement
 (:data:`crypto_pipeline.database.functions.TAKE_REQUEST_PLACE`); backfills queue for theirs in the
 database, first come, first served, each run with one request at a time. A pause that the exchange
-asks for meanwhile is seen by the statements of the run's other requests; only where there was none
-in the last moments is the database asked once more. Without it nothing goes out.
+asks for is notified to every run, so that places taken before are not used in it. Without the
+database nothing goes out.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import math
 from contextlib import AsyncExitStack, nullcontext, suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import psycopg
 from psycopg import sql
 
 from crypto_pipeline.core.pacing import PaceCounts
 from crypto_pipeline.database.connection import open_async_connection
-from crypto_pipeline.database.failures import Target, database_errors, target_of
+from crypto_pipeline.database.failures import database_errors
+from crypto_pipeline.database.listening import ListeningConnection
 from crypto_pipeline.database.statements import lock_keys, table_name
 from crypto_pipeline.database.tables import REQUEST_BUDGETS
 from crypto_pipeline.errors import DatabaseError, ExchangeBlocked, RateLimited
@@ -43,8 +44,6 @@ _LONGEST_PAUSE_SECONDS: Final = 3_600.0
 _DENIED_PAUSE_SECONDS: Final = 900.0
 _FORGIVEN_AFTER_SECONDS: Final = 600.0
 
-#: Whoever goes out later than this after the database knew of no pause asks it again.
-_LOOK_AGAIN_SECONDS: Final = 0.02
 #: Requests do not arrive as evenly as they go out: whatever the share, so much of a second is free.
 _MOST_SHARE: Final = 0.96
 #: Who misses a place by more than what is free of a second, less what the way to the exchange may
@@ -57,13 +56,12 @@ _TAKE: Final = sql.SQL(
     " %(cost)s * interval '1 ms', %(ahead)s * interval '1 ms', %(turn)s, %(went)s, %(waited)s)"
 )
 
+_APPLICATION: Final = "crypto_pipeline budget"
+_NO_FLUSH: Final = sql.SQL("SET synchronous_commit = off")
+
 _MAKE: Final = sql.SQL("INSERT INTO {} (name) VALUES (%(name)s) ON CONFLICT DO NOTHING").format(
     table_name(REQUEST_BUDGETS)
 )
-
-_BLOCKED: Final = sql.SQL(
-    "SELECT blocked_until > clock_timestamp() FROM {} WHERE name = %(name)s"
-).format(table_name(REQUEST_BUDGETS))
 
 #: Refusals that arrive during a pause are of requests under way before it: they lengthen it only to
 #: the time that the exchange itself names.
@@ -81,6 +79,9 @@ _BLOCK: Final = sql.SQL(
     "  blocked_until = greatest(blocked_until, until)"
     " FROM pause WHERE name = %(name)s"
 ).format(budgets=table_name(REQUEST_BUDGETS))
+
+_CHANNEL: Final = "crypto_pipeline_budget"
+_TELL: Final = sql.SQL("SELECT pg_notify({}, %(name)s)").format(sql.Literal(_CHANNEL))
 
 _NOTE: Final = sql.SQL(
     "UPDATE {} SET requests = requests + %(went)s, waited_seconds = waited_seconds + %(waited)s"
@@ -106,36 +107,34 @@ class SharedBudget:
         self._live = live
         least, most = _LATE_SECONDS
         self._tolerance = min(max(1 / self._share - 1 - _ON_THE_WAY_SECONDS, least), most)
-        self._conn: psycopg.AsyncConnection | None = None
-        self._queue: psycopg.AsyncConnection | None = None  # where the run stands for a place
+        self._line: ListeningConnection | None = None
+        self._queue: psycopg.AsyncConnection | None = None  # where a backfill stands for a place
         (self._in_turn,) = lock_keys(purpose="request place", exchange=name)
         self._opened = AsyncExitStack()
-        self._where = Target(database="", host="", user="")
         self._turn = asyncio.Lock()  # requests of one run take places in the order they came
         self._stopping = asyncio.Lock()
-        self._open_at = -math.inf  # when the database last knew of no pause
-        self._refused_at = -math.inf  # when this run was last refused
+        self._stopped_at = -math.inf  # when this run last heard of a refusal
         self._first = live  # the next request is a minute run's first
         self._noted = PaceCounts()  # what the database knows of the counts
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as opened:
-            self._conn = await self._connect(opened)
-            # A backfill waits in line inside a statement: what is urgent must not wait behind it.
-            self._queue = self._conn if self._live else await self._connect(opened)
+            self._line = await ListeningConnection.open(
+                self._url, channel=_CHANNEL, heard=self._heard, application_name=_APPLICATION
+            )
+            opened.push_async_callback(self._line.close)
+            # A crash of the server loses a few places; a flush for each is a disk's speed.
+            await self._say(_NO_FLUSH)
+            await self._say(_MAKE)
+            if not self._live:
+                # It waits in line inside a statement: what is urgent must not wait behind it.
+                self._queue = await open_async_connection(self._url, application_name=_APPLICATION)
+                opened.push_async_callback(self._queue.close)
+                with database_errors(self._line.target, self._doing("set up")):
+                    await self._queue.execute(_NO_FLUSH)
+                    await self._queue.execute("SET lock_timeout = 0")  # the line may be long
             self._opened = opened.pop_all()
         return self
-
-    async def _connect(self, opened: AsyncExitStack) -> psycopg.AsyncConnection:
-        conn = await open_async_connection(self._url, application_name="crypto_pipeline budget")
-        opened.push_async_callback(conn.close)
-        self._where = target_of(conn)
-        with database_errors(self._where, f"set up the request budget {self._name!r}"):
-            # A crash of the server loses a few places; a flush for each is a disk's speed.
-            await conn.execute("SET synchronous_commit = off")
-            await conn.execute("SET lock_timeout = 0")  # the line may be long
-            await conn.execute(_MAKE, {"name": self._name})
-        return conn
 
     async def __aexit__(
         self,
@@ -146,8 +145,8 @@ class SharedBudget:
         # What ended the run says more than that the last figures could not be noted.
         lenient = suppress(DatabaseError) if kind is not None else nullcontext()
         async with self._opened:
-            with lenient, database_errors(self._where, f"close the request budget {self._name!r}"):
-                await self._asked().execute(_NOTE, {"name": self._name, **self._to_note()})
+            with lenient:
+                await self._say(_NOTE, **self._to_note())
 
     async def acquire(self, cost_ms: float) -> None:
         """See :class:`crypto_pipeline.core.pacing.Pacer`."""
@@ -155,9 +154,11 @@ class SharedBudget:
         tolerance, may_go = self._tolerance, False
         while not may_go:
             async with self._turn:
-                place = await self._place(cost_ms / self._share)
+                place, taken_at = await self._place(cost_ms / self._share)
             await asyncio.sleep(place - _now())
-            may_go = _now() < place + tolerance and await self._still_open()
+            if self._listening().lost:  # a pause would not be heard
+                await self._say(_MAKE)
+            may_go = _now() < place + tolerance and self._stopped_at < taken_at
             tolerance *= 2  # a machine too busy to be in time gets through all the same
         self.counts.requests += 1
         self.counts.waited_seconds += _now() - began
@@ -172,9 +173,8 @@ class SharedBudget:
 
     async def _stop(self, pause: float | None, *, banned: bool, denied: str = "") -> None:
         self.counts.refused += 1
-        self._refused_at = math.inf  # until the database knows of it, nothing of ours goes out
+        self._stopped_at = math.inf  # until the database knows of it, nothing of ours goes out
         asked = {
-            "name": self._name,
             "pause": _FIRST_PAUSE_SECONDS if pause is None else pause,
             "named": pause or 0.0,
             "longest": max(_LONGEST_PAUSE_SECONDS, pause or 0.0),
@@ -183,25 +183,31 @@ class SharedBudget:
             "denied": denied,
         }
         async with self._stopping:
-            conn = self._asked()
             try:
-                with database_errors(self._where, f"stop the requests of {self._name!r}"):
-                    if not (
-                        await conn.execute(_BLOCK, asked)
-                    ).rowcount:  # somebody emptied the table
-                        await conn.execute(_MAKE, {"name": self._name})
-                        await conn.execute(_BLOCK, asked)
+                if not (await self._say(_BLOCK, **asked)).rowcount:  # somebody emptied the table
+                    await self._say(_MAKE)
+                    await self._say(_BLOCK, **asked)
+                await self._say(_TELL)
             finally:
-                self._refused_at = _now()
+                self._stopped_at = _now()
 
-    async def _place(self, cost_ms: float) -> float:
-        """Take a place, waiting until there is one; when it is, by the event loop's clock."""
+    def _heard(self, name: str) -> None:
+        if name == self._name:
+            self._stopped_at = max(self._stopped_at, _now())
+
+    async def _place(self, cost_ms: float) -> tuple[float, float]:
+        """Take a place, waiting until there is one; when it is, and when it was taken.
+
+        Both by the event loop's clock. Between the two the exchange may have asked for a pause.
+        """
         while True:
-            place, blocked, reason = await self._take(cost_ms)
+            asked_at = _now()
+            place, blocked, reason, queued = await self._take(cost_ms)
             if place is not None:
                 dear = cost_ms > LIVE_PATIENCE_MS and self._first
                 self._first = False
-                return _now() + (min(place, LIVE_PATIENCE_MS / 1_000) if dear else place)
+                wait = min(place, LIVE_PATIENCE_MS / 1_000) if dear else place
+                return _now() + wait, asked_at + queued
             if blocked > LONGEST_WAIT_SECONDS and reason:
                 raise ExchangeBlocked(
                     f"{self._name} does not serve this address, as another request found: {reason}",
@@ -216,40 +222,51 @@ class SharedBudget:
                 )
             await asyncio.sleep(blocked)
 
-    async def _take(self, cost_ms: float) -> tuple[float | None, float, str]:
-        """Seconds to the place, or None and for how many the exchange is to be left alone, and why."""
-        conn, asked_at, counts = self._queued(), _now(), replace(self.counts)
+    async def _take(self, cost_ms: float) -> tuple[float | None, float, str, float]:
+        """Seconds to the place, or None and for how many the exchange is to be left alone, and why.
+
+        Also how many of them it took, for those before in the line.
+        """
+        counts = replace(self.counts)
         request = {
-            "name": self._name,
             "cost": cost_ms,
             "ahead": LIVE_AHEAD_MS if self._live else _ahead_ms(cost_ms),
             "turn": None if self._live else self._in_turn,
             **self._to_note(),
         }
-        with database_errors(self._where, f"take a place in the request budget {self._name!r}"):
-            for _ in range(3):
-                found = await (await conn.execute(_TAKE, request)).fetchone()
-                place, blocked, reason, queued = found or (None,) * 4
-                if place is not None:
-                    self._open_at, self._noted = asked_at + queued, counts
-                    return place, 0.0, ""
-                if blocked is not None:
-                    self._open_at = -math.inf
-                    return None, blocked, reason
-                await conn.execute(_MAKE, {"name": self._name})  # somebody emptied the table
+        for _ in range(3):
+            found = await (await self._ask(_TAKE, **request)).fetchone()
+            place, blocked, reason, queued = found or (None,) * 4
+            if place is not None:
+                self._noted = counts
+            if place is not None or blocked is not None:
+                return place, blocked or 0.0, reason or "", queued
+            await self._say(_MAKE)  # somebody emptied the table
         raise DatabaseError(f"The request budget {self._name!r} is emptied all the time.")
 
-    async def _still_open(self) -> bool:
-        """Whether nobody was refused since the place was taken."""
-        if self._refused_at < self._open_at and _now() < self._open_at + _LOOK_AGAIN_SECONDS:
-            return True
-        conn, asked_at = self._asked(), _now()
-        with database_errors(self._where, f"look at the request budget {self._name!r}"):
-            row = await (await conn.execute(_BLOCKED, {"name": self._name})).fetchone()
-        if row is not None and row[0]:
-            return False
-        self._open_at = asked_at
-        return self._refused_at < asked_at
+    async def _ask(
+        self, statement: sql.SQL | sql.Composed, **parameters: Any
+    ) -> psycopg.AsyncCursor:
+        """For a place: where the run stands in line, if it does."""
+        if self._queue is None:
+            return await self._say(statement, **parameters)
+        with database_errors(self._listening().target, self._doing("take a place in")):
+            return await self._queue.execute(statement, {"name": self._name, **parameters})
+
+    async def _say(
+        self, statement: sql.SQL | sql.Composed, **parameters: Any
+    ) -> psycopg.AsyncCursor:
+        return await self._listening().execute(
+            statement, {"name": self._name, **parameters}, doing=self._doing("use")
+        )
+
+    def _doing(self, what: str) -> str:
+        return f"{what} the request budget {self._name!r}"
+
+    def _listening(self) -> ListeningConnection:
+        if self._line is None:
+            raise AssertionError("the budget is used outside its context")
+        return self._line
 
     def _to_note(self) -> dict[str, float]:
         """What the database does not know of yet: it is told with the next place."""
@@ -257,16 +274,6 @@ class SharedBudget:
             "went": self.counts.requests - self._noted.requests,
             "waited": self.counts.waited_seconds - self._noted.waited_seconds,
         }
-
-    def _asked(self) -> psycopg.AsyncConnection:
-        if self._conn is None:
-            raise AssertionError("the budget is used outside its context")
-        return self._conn
-
-    def _queued(self) -> psycopg.AsyncConnection:
-        if self._queue is None:
-            raise AssertionError("the budget is used outside its context")
-        return self._queue
 
 
 def _ahead_ms(cost_ms: float) -> float:
