@@ -20,6 +20,8 @@ DATABASE_URL: Final = "CRYPTO_PIPELINE_DATABASE_URL"
 LAKE: Final = "CRYPTO_PIPELINE_LAKE"
 DAGSTER_URL: Final = "DAGSTER_POSTGRES_URL"
 DAGSTER_HOME: Final = "DAGSTER_HOME"
+#: Dagster's own: how many materializations of a range run it stores with one statement.
+EVENT_BATCH: Final = "DAGSTER_EVENT_BATCH_SIZE"
 #: Where ``up --demo`` and tests run the exchange simulator; the demo's pipeline file reads it.
 SIMULATOR_URL: Final = "CRYPTO_PIPELINE_SIMULATOR_URL"
 

@@ -24,6 +24,7 @@ from crypto_pipeline.settings import (
     DAGSTER_HOME,
     DAGSTER_URL,
     DATABASE_URL,
+    EVENT_BATCH,
     HOME,
     LAKE,
     Settings,
@@ -64,6 +65,7 @@ def shared_environment(
             DATABASE_URL: database,
             DAGSTER_URL: dagster,
             DAGSTER_HOME: str(_dagster_home(settings)),
+            EVENT_BATCH: settings.environment.get(EVENT_BATCH) or "100",
             "PATH": _path(settings.environment.get("PATH", "")),
         }
 

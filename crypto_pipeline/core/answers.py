@@ -12,7 +12,8 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -92,9 +93,9 @@ def observations_of_all(answers: Sequence[Answer], *, run_id: str, settle_ms: in
 
     A frame is built once for all of them: building one costs more than reading a page's numbers.
     """
-    parsed = [_columns(answer.rows, answer.layout) for answer in answers]
-    if not parsed:
+    if not answers:
         return empty_observations()
+    parsed = _together(answers) or [_columns(answer.rows, answer.layout) for answer in answers]
     sizes = [len(open_time) for open_time, _, _ in parsed]
 
     def each(values: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -121,7 +122,7 @@ def observations_of_all(answers: Sequence[Answer], *, run_id: str, settle_ms: in
         "run_id": names([run_id] * len(answers)),
         "source": names([answer.source for answer in answers]),
         "clock_offset_ms": each([answer.clock_offset_ms for answer in answers]),
-        "received": pd.array([text for _, _, texts in parsed for text in texts], dtype="str"),
+        "received": _received_texts([texts for _, _, texts in parsed], sizes),
     }
     return pd.DataFrame({name: columns[name] for name in OBSERVATION_DTYPES})
 
@@ -151,29 +152,79 @@ def _utc_times(times: npt.NDArray[np.int64]) -> pd.DatetimeIndex:
     return pd.DatetimeIndex(times.view("datetime64[ms]")).tz_localize("UTC")
 
 
-_Columns = tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]], list[str | None]]
+#: Times, the five values, and the text each row came as where it is more than its numbers; None if
+#: no row is.
+_Columns = tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]], list[str | None] | None]
+
+
+def _received_texts(pages: Sequence[list[str | None] | None], sizes: Sequence[int]) -> Any:
+    if not any(pages):
+        return pd.array(pa.nulls(sum(sizes), pa.large_string()), dtype="str")
+    texts = (page or [None] * size for page, size in zip(pages, sizes, strict=True))
+    return pd.array(list(chain.from_iterable(texts)), dtype="str")
+
+
+def _together(answers: Sequence[Answer]) -> list[_Columns] | None:
+    """The columns of all answers at once; None where a row of any is not six plain numbers."""
+    layout = answers[0].layout
+    rows = list(chain.from_iterable(answer.rows for answer in answers))
+    if any(answer.layout != layout for answer in answers):
+        return None
+    if not rows or not {list, tuple}.issuperset(map(type, rows)):
+        return None
+    try:
+        cells = _cells(rows, layout)
+    except IndexError:
+        return None
+    found = _plain(cells, layout)
+    if found is None:
+        return None
+    time, values = found
+    borders = np.cumsum([len(answer.rows) for answer in answers])[:-1]
+    parts = zip(
+        np.split(time, borders), *(np.split(column, borders) for column in values), strict=True
+    )
+    return [(times, list(numbers), None) for times, *numbers in parts]
+
+
+def _cells(rows: Sequence[Any], layout: Layout) -> list[list[object]]:
+    """The six columns of rows; IndexError where one is too short."""
+    return [[row[position] for row in rows] for position in layout.positions]
+
+
+def _plain(
+    cells: Sequence[Sequence[object]], layout: Layout
+) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]]] | None:
+    """Columns of cells as numbers: times in ms and the five values; None if any cell is not one."""
+    try:
+        time = _whole_numbers(cells[0])
+        values = [_numbers(column) for column in cells[1:]]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    low, high = _TIME_BOUNDS_MS
+    if time.min() < low or time.max() > (high - 1) // layout.time_unit_ms:
+        return None
+    if not all(np.isfinite(column).all() for column in values):
+        return None
+    return time * layout.time_unit_ms, values
 
 
 def _columns(rows: Sequence[object], layout: Layout) -> _Columns:
     if not rows:
-        return np.empty(0, np.int64), [np.empty(0) for _ in VALUES], []
+        return np.empty(0, np.int64), [np.empty(0) for _ in VALUES], None
     if not {list, tuple}.issuperset(map(type, rows)):  # texts and dicts can be iterated, too
         return _columns_by_row(rows, layout)
     try:
-        columns = list(zip(*rows, strict=True))
-        time = _whole_numbers(columns[layout.positions[0]])
-        values = [_numbers(columns[position]) for position in layout.positions[1:]]
-    except (TypeError, ValueError, IndexError, OverflowError):
+        cells = _cells(rows, layout)
+    except IndexError:
         return _columns_by_row(rows, layout)
-    low, high = _TIME_BOUNDS_MS
-    if time.min() < low or time.max() > (high - 1) // layout.time_unit_ms:
+    found = _plain(cells, layout)
+    if found is None:
         return _columns_by_row(rows, layout)
-    if not all(np.isfinite(column).all() for column in values):
-        return _columns_by_row(rows, layout)
-    return time * layout.time_unit_ms, values, [None] * len(rows)
+    return *found, None
 
 
-def _whole_numbers(column: tuple[object, ...]) -> npt.NDArray[np.int64]:
+def _whole_numbers(column: Sequence[object]) -> npt.NDArray[np.int64]:
     """A column of integers or of their decimal text; ValueError if any cell is something else."""
     kinds = set(map(type, column))
     array = pa.array(column)
@@ -183,12 +234,17 @@ def _whole_numbers(column: tuple[object, ...]) -> npt.NDArray[np.int64]:
     return np.asarray(pc.cast(array, pa.int64()))
 
 
-def _numbers(column: tuple[object, ...]) -> npt.NDArray[np.float64]:
+def _numbers(column: Sequence[object]) -> npt.NDArray[np.float64]:
     """A column of numbers or of their decimal text; ValueError if any cell is something else."""
-    kinds = set(map(type, column))  # asked of the cells: pyarrow takes [1.5, True] for floats
-    if kinds != {str} and not kinds <= {int, float}:
+    if isinstance(column[0], str):
+        array = pa.array(column, pa.string())  # a TypeError, or a null, for what is no text
+        if array.null_count:
+            raise ValueError("not a column of texts")
+    elif {int, float}.issuperset(map(type, column)):  # pyarrow takes [1.5, True] for floats
+        array = pa.array(column)
+    else:
         raise ValueError("not a column of numbers")
-    return np.asarray(pc.cast(pa.array(column), pa.float64(), safe=False))
+    return np.asarray(pc.cast(array, pa.float64(), safe=False))
 
 
 def _columns_by_row(rows: Sequence[object], layout: Layout) -> _Columns:

@@ -41,6 +41,10 @@ def merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     """
     if new.empty:
         return old
+    if old.empty:
+        order = _order_of_single_rows(new)
+        if order is not None:
+            return new.iloc[order].reset_index(drop=True)
     both = concat([old, new], OBSERVATION_DTYPES)
     order, keys = _key_order(both)
     rows = _Rows.of(both, order, keys, old=len(old))
@@ -53,6 +57,19 @@ def merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     np.maximum.at(newest, rows.candle, rows.statement)
     rows = rows.take(rows.final | (rows.statement == newest[rows.candle]))
     return both.iloc[rows.position].reset_index(drop=True)
+
+
+def _order_of_single_rows(frame: pd.DataFrame) -> npt.NDArray[np.intp] | None:
+    """Key order of rows that all have a time and of which no two are of one candle; else None."""
+    timeframes = len(frame["timeframe"].cat.categories)
+    series = ranks(frame["symbol"]) * timeframes + ranks(frame["timeframe"])
+    times = times_ms(frame["open_time"])
+    if times.min() < 0 or times.max() >= 1 << 48 or series.max() >= 1 << 15:
+        return None
+    keys = (series << 48) + times
+    order = np.argsort(keys, kind="stable")  # pages are in order: it only merges them
+    keys = keys[order]
+    return order if (keys[1:] > keys[:-1]).all() else None
 
 
 def in_order(observations: pd.DataFrame) -> pd.DataFrame:

@@ -10,6 +10,8 @@ The first rule a row breaks, in this order, names its rejection.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -206,9 +208,25 @@ class OHLCVData(BaseModel):
         return self
 
 
+class _LastView(threading.local):
+    """The rules' view of the frame a thread asked about last: eleven checks make it once."""
+
+    def __init__(self) -> None:
+        self._of: Callable[[], pd.DataFrame | None] = lambda: None
+        self._columns: Columns | None = None
+
+    def __call__(self, frame: pd.DataFrame) -> Columns:
+        if self._columns is None or self._of() is not frame:
+            self._of, self._columns = weakref.ref(frame), columns_of(frame)
+        return self._columns
+
+
+_VIEW: Final = _LastView()
+
+
 def _kept(rule: Rule) -> Callable[[pd.DataFrame], pd.Series[bool]]:
     def check(frame: pd.DataFrame) -> pd.Series[bool]:
-        return pd.Series(~rule.broken(columns_of(frame)), index=frame.index)
+        return pd.Series(~rule.broken(_VIEW(frame)), index=frame.index)
 
     return check
 

@@ -68,6 +68,8 @@ def _resolve(
     symbol, timeframe = ranks(observations["symbol"]), ranks(observations["timeframe"])
     series = symbol * len(observations["timeframe"].cat.categories) + timeframe
     candle = (series * DAY_MS + times_ms(observations["open_time"]) - day_start)[kept]
+    if (candle[1:] > candle[:-1]).all():
+        return kept, kept[:0]  # in order, and each once: nothing to choose between
     fetched = times_ms(observations["fetched_at"])[kept]
     run = ranks(observations["run_id"])[kept]
 

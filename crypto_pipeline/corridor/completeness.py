@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import date
 
+import numpy as np
 import pandas as pd
 
 from crypto_pipeline.config.model import ExchangeConfig
@@ -60,10 +61,18 @@ def filled(
     """
     if candles is None or candles.empty:
         return {}
-    final = candles[candles["final"]]
+    final = candles["final"].to_numpy()
+    symbols, timeframes = candles["symbol"].cat, candles["timeframe"].cat
+    of_series = (symbols.codes.to_numpy().astype(np.int64) * len(timeframes.categories))[final]
+    of_series += timeframes.codes.to_numpy()[final]
+    times = times_ms(candles["open_time"])[final]
+    order = np.argsort(of_series, kind="stable")  # in key order already where a lake wrote them
+    of_series, times = of_series[order], times[order]
+    borders = np.flatnonzero(np.diff(of_series, prepend=-1))
     found = {}
-    for (symbol, timeframe), rows in final.groupby(["symbol", "timeframe"], observed=True):
-        one = Series(str(symbol), str(timeframe))
+    for start, stop in zip(borders, [*borders[1:], len(times)], strict=True):
+        symbol, timeframe = divmod(int(of_series[start]), len(timeframes.categories))
+        one = Series(str(symbols.categories[symbol]), str(timeframes.categories[timeframe]))
         if series is None or one in series:
-            found[one] = runs(times_ms(rows["open_time"]), timeframe_ms(one.timeframe))
+            found[one] = runs(times[start:stop], timeframe_ms(one.timeframe))
     return found

@@ -22,6 +22,7 @@ from crypto_pipeline.core.pacing import Pacer
 from crypto_pipeline.core.planning import asked_just_now, resting
 from crypto_pipeline.core.validation import validate
 from crypto_pipeline.corridor.collect import CollectedDay, Collection
+from crypto_pipeline.corridor.garbage import rare_collections
 from crypto_pipeline.corridor.plan import Resting
 from crypto_pipeline.corridor.requests import FailedRequest
 from crypto_pipeline.database.rejected_writer import record_rejected
@@ -184,7 +185,8 @@ def _collect(
     def waiting(day: date) -> None:
         context.log.info(f"{exchange} {day}: another run collects it; this one waits for its end.")
 
-    with nullcontext() if live else database.claimed(exchange, days, waiting=waiting):
+    claimed = nullcontext() if live else database.claimed(exchange, days, waiting=waiting)
+    with claimed, rare_collections():
         asyncio.run(collect())
 
 

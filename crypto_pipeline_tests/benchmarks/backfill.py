@@ -35,7 +35,14 @@ from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
 from crypto_pipeline.database.connection import connect
 from crypto_pipeline.database.migrate import upgrade
 from crypto_pipeline.local import DAGSTER_DATABASE, LocalPostgres, ServerInfo
-from crypto_pipeline.settings import CONFIG, DAGSTER_HOME, DAGSTER_URL, DATABASE_URL, HOME
+from crypto_pipeline.settings import (
+    CONFIG,
+    DAGSTER_HOME,
+    DAGSTER_URL,
+    DATABASE_URL,
+    EVENT_BATCH,
+    HOME,
+)
 from crypto_pipeline.simulator import SimulatorConfig, SimulatorHandle, running_simulator
 from crypto_pipeline_tests.benchmarks import peers
 
@@ -95,6 +102,7 @@ class Machine:
             DATABASE_URL: url,
             DAGSTER_URL: self.server.url(DAGSTER_DATABASE),
             DAGSTER_HOME: str(home / "dagster"),
+            EVENT_BATCH: "100",
         }
         module = "crypto_pipeline.orchestration.backfill"
         command = [sys.executable, "-m", module, EXCHANGE, first.isoformat(), last.isoformat()]

@@ -45,7 +45,7 @@ def notify(url: str, payload: str) -> None:
 
 async def until(done: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not done():
+        while not done():  # noqa: ASYNC110 - what it waits for comes from elsewhere
             await asyncio.sleep(0.005)
 
 
