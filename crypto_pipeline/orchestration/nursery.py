@@ -1,0 +1,117 @@
+"""A process that has imported what runs need, and forks one off for each.
+
+Starting Python and importing Dagster, pandas and ccxt is 2 s of CPU, and a minute run's own work a
+few tenths of one. ``python -m crypto_pipeline.orchestration.nursery`` does it once: it reads requests,
+a line of JSON each, ``{"arguments": […]}`` of Dagster's own command line, and answers each with the
+process that carries it out, ``{"pid": 123}``. It ends when its input does; its runs go on.
+
+Nothing here may start a thread or open a connection before a fork. A change of the program or of
+``pipeline.yaml`` is seen before the next run: the process then begins anew.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import crypto_pipeline
+from crypto_pipeline.errors import ConfigError
+from crypto_pipeline.settings import read_settings
+
+#: Imported in the first run anyway, and by name only there.
+_NEEDED: Final = (
+    "dagster",
+    "dagster._cli",
+    "dagster._cli.api",
+    "dagster._core.execution.plan.execute_plan",
+    "dagster_postgres",
+    "ccxt.async_support",
+    "pandera.pandas",
+    "psycopg",
+    "crypto_pipeline.orchestration.instance_storage",
+    "crypto_pipeline.orchestration.launcher",
+)
+_DEFINITIONS: Final = "crypto_pipeline.definitions"
+
+Stamp = dict[str, tuple[int, int]]
+
+
+def main() -> None:
+    """Serve requests until the input ends; in a forked process, carry out one of them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: our input ends, too
+    signal.signal(signal.SIGCHLD, lambda number, frame: _reap())
+    stamp = _stamp()
+    _prepare()
+    waiting = sys.argv[1:]  # of the process this one took the place of
+    while True:
+        line = waiting.pop() if waiting else _read_line()
+        if not line:
+            return
+        if _stamp() != stamp:
+            os.execv(sys.executable, [sys.executable, "-m", __spec__.name, line])  # noqa: S606
+        pid = os.fork()
+        if not pid:
+            _carry_out(json.loads(line)["arguments"])
+        os.write(1, json.dumps({"pid": pid}).encode() + b"\n")
+
+
+def _prepare() -> None:
+    for name in _NEEDED:
+        importlib.import_module(name)
+    with suppress(ConfigError):  # the run that needs it says so, where it is seen
+        importlib.import_module(_DEFINITIONS)
+    gc.collect()
+    gc.freeze()  # pages the collector does not touch stay shared
+
+
+def _carry_out(arguments: list[str]) -> None:
+    """Run Dagster's command in this process, and end it."""
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    from dagster._cli import create_dagster_cli  # noqa: TID251 - what the program `dagster` calls
+
+    sys.argv[:] = ["dagster", *arguments]
+    create_dagster_cli()(arguments, prog_name="dagster")
+
+
+def _read_line() -> str:
+    """The next request: one line, and the next comes after its answer. Empty at the end."""
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(0, 65_536)
+        if not part:
+            return ""
+        line += part
+    return line.decode()
+
+
+def _stamp() -> Stamp:
+    """When the program's files and the pipeline file were last changed, and their sizes."""
+    files = [*Path(crypto_pipeline.__file__).parent.rglob("*.py"), read_settings().config_path]
+    found: Stamp = {}
+    for path in files:
+        with suppress(OSError):
+            status = path.stat()
+            found[str(path)] = (status.st_mtime_ns, status.st_size)
+    return found
+
+
+def _reap() -> None:
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+if __name__ == "__main__":
+    main()
