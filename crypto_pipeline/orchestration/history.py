@@ -171,12 +171,16 @@ class History:
             backfills = self._delete(sa.delete(Backfills).where(Backfills.c.key.in_(old)))
         return Deleted(check_results=check_results, backfills=backfills)
 
-    def vacuum(self) -> None:
+    def vacuum(self, *, rewrite: bool = False) -> None:
         """Make the space of deleted rows usable again, and tell the planner what is left.
 
-        A table that somebody has locked is left to autovacuum.
+        A table that somebody has locked is left to autovacuum. To rewrite a table gives its free
+        space back to the disk, but locks it meanwhile.
         """
-        statement = sa.DDL("VACUUM (ANALYZE, SKIP_LOCKED) %(fullname)s")  # type: ignore[no-untyped-call]
+        options = "FULL, ANALYZE" if rewrite else "ANALYZE, SKIP_LOCKED"
+        statement = sa.DDL(  # type: ignore[no-untyped-call]
+            "VACUUM (%(options)s) %(fullname)s", context={"options": options}
+        )
         for table in GROWING:
             self._execute(statement.against(table))
 

@@ -6,8 +6,9 @@ job reports to it, so that the UI plots how large the history is and what mainte
 
 # No `from __future__ import annotations`: Dagster reads the annotations of decorated functions.
 
+import logging
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import dagster as dg
@@ -38,7 +39,17 @@ _TOLD_EVERY: Final = 20
 def build_maintenance_job(config: PipelineConfig) -> dg.JobDefinition:
     """The job ``maintenance``."""
 
-    @dg.op(description="Delete what is older than pipeline.yaml's retention says, and vacuum.")
+    @dg.op(
+        config_schema={
+            "compact": dg.Field(
+                bool,
+                default_value=False,
+                description="Also give the space of deleted rows back to the disk: once, where the"
+                " history had grown without bound. Runs wait meanwhile, a minute for some GB.",
+            )
+        },
+        description="Delete what is older than pipeline.yaml's retention says, and vacuum.",
+    )
     def bound_run_history(
         context: dg.OpExecutionContext, clock: dg.ResourceParam[ClockResource]
     ) -> None:
@@ -47,7 +58,12 @@ def build_maintenance_job(config: PipelineConfig) -> dg.JobDefinition:
                 context.log.info("Another maintenance run is at it; this one leaves it to that.")
                 return
             report = maintain(
-                history, config.retention, clock, log=context.log, seconds=_WORKING_SECONDS
+                history,
+                config.retention,
+                clock.now(),
+                log=context.log,
+                seconds=_WORKING_SECONDS,
+                compact=context.op_config["compact"],
             )
             context.log_event(dg.AssetMaterialization(RUN_HISTORY.key, metadata=report))
 
@@ -90,18 +106,26 @@ def build_maintenance_schedule(job: dg.JobDefinition) -> dg.ScheduleDefinition:
 def maintain(
     history: History,
     retention: RetentionConfig,
-    clock: ClockResource,
+    now: datetime,
     *,
-    log: dg.DagsterLogManager,
+    log: logging.Logger,
     seconds: float,
+    compact: bool = False,
 ) -> dict[str, int | float]:
-    """Delete what retention lets go, for at most so many seconds; what came of it, as metadata.
+    """Delete what retention lets go, and report what came of it as metadata.
+
+    Args:
+        history: whose lock is held.
+        retention: how long runs are remembered.
+        now: the end of that time.
+        log: progress, in sentences.
+        seconds: after them no further batch is begun.
+        compact: rewrite the tables, so that they take no more disk than their rows need.
 
     Raises:
         DatabaseError: the database went away. What was deleted until then is deleted whole.
     """
     began, size_before = time.monotonic(), history.size()
-    now = clock.now()
     limits = {
         "minute_runs_before": now - timedelta(days=retention.minute_runs_days),
         "runs_before": now - timedelta(days=retention.runs_days),
@@ -121,7 +145,7 @@ def maintain(
         if n % _TOLD_EVERY == 0:
             log.info(f"{deleted.runs:,} of {wanted:,} runs deleted …")
     deleted += history.forget_leftovers(before=limits["runs_before"])
-    history.vacuum()
+    history.vacuum(rewrite=compact)
     size = history.size()
     log.info(
         f"Deleted {deleted.runs:,} runs, {deleted.events:,} events,"
