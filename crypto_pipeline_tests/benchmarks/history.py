@@ -35,7 +35,7 @@ from crypto_pipeline.local.children import running_group
 from crypto_pipeline.local.postgres import DAGSTER_DATABASE
 from crypto_pipeline.local.processes import free_port
 from crypto_pipeline.orchestration.history import GROWING, History
-from crypto_pipeline.orchestration.maintenance import maintain
+from crypto_pipeline.orchestration.maintenance import MAINTENANCE_JOB, maintain
 from crypto_pipeline.settings import CONFIG, HOME, read_settings
 from crypto_pipeline.simulator import SimulatorConfig, running_simulator
 from crypto_pipeline_tests.benchmarks.minute import BASES, QUOTES
@@ -164,7 +164,7 @@ def _maintain(conn: psycopg.Connection, environment: Mapping[str, str]) -> dict[
     """The job as Dagster runs it, until it leaves nothing; then once more, compacting."""
     runs, began = 0, time.monotonic()
     while True:
-        _run_job(environment, {})
+        _run_job(environment)
         runs += 1
         if _newest_report(conn)["runs left for the next time"] == 0:
             break
@@ -175,7 +175,7 @@ def _maintain(conn: psycopg.Connection, environment: Mapping[str, str]) -> dict[
         "bytes after maintenance": _size(conn),
     }
     began = time.monotonic()
-    _run_job(environment, {"ops": {"bound_run_history": {"config": {"compact": True}}}})
+    _run_job(environment, compact=True)
     report = _newest_report(conn)
     return {
         **figures,
@@ -186,12 +186,17 @@ def _maintain(conn: psycopg.Connection, environment: Mapping[str, str]) -> dict[
     }
 
 
-def _run_job(environment: Mapping[str, str], config: Mapping[str, Any]) -> None:
+def _run_job(environment: Mapping[str, str], *, compact: bool = False) -> None:
+    config = Path(environment[HOME]) / "maintenance.yaml"
+    op = {"bound_run_history": {"config": {"compact": compact}}}
+    config.write_text(yaml.safe_dump({"ops": op}))
+    command = ["dagster", "job", "execute", "-m", "crypto_pipeline.definitions"]
     subprocess.run(
-        ["dagster", "job", "execute", "-m", "crypto_pipeline.definitions", "-j", "maintenance",
-         "--config-json", json.dumps(config)],
-        env=dict(environment), check=True, stdout=sys.stderr,
-    )  # fmt: skip
+        [*command, "-j", MAINTENANCE_JOB, "--config", str(config)],
+        env=dict(environment),
+        check=True,
+        stdout=sys.stderr,
+    )
 
 
 def _newest_report(conn: psycopg.Connection) -> dict[str, int]:
