@@ -131,6 +131,7 @@ def _measure(home: Path, *, days: int) -> dict[str, Any]:
                 before, page = states(webserver, _ASSETS), AssetPage(webserver, _ASSETS[0])
                 page.seconds()
                 figures["asset page seconds, unmaintained"] = page.seconds()
+                _say(json.dumps(figures, indent=2))
                 figures |= _maintain(conn, environment)
                 # What the UI has cached would hide what the events no longer say.
                 conn.execute("UPDATE asset_keys SET cached_status_data = NULL")
@@ -140,6 +141,7 @@ def _measure(home: Path, *, days: int) -> dict[str, Any]:
                     before.get(key) != after.get(key) for key in before.keys() | after.keys()
                 )
                 figures["asset page seconds"] = page.seconds()
+                _say(json.dumps(figures, indent=2))
         figures |= _maintained_daily(server.url(_STEADY), start, now)
     return figures
 
