@@ -12,31 +12,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Final, TypeVar
 
 import dagster as dg
 import sqlalchemy as sa
 import sqlalchemy.exc
 
-# The tables have no public name. Their columns are pinned.
-from dagster._core.storage.event_log.schema import (  # noqa: TID251
-    AssetCheckExecutionsTable as Checks,
-)
-from dagster._core.storage.event_log.schema import (  # noqa: TID251
-    AssetEventTagsTable as EventTags,
-)
-from dagster._core.storage.event_log.schema import AssetKeyTable as Assets  # noqa: TID251
-from dagster._core.storage.event_log.schema import (  # noqa: TID251
-    SqlEventLogStorageTable as Events,
-)
-from dagster._core.storage.runs.schema import (  # noqa: TID251
-    BackfillTagsTable as BackfillTags,
-)
-from dagster._core.storage.runs.schema import (  # noqa: TID251
-    BulkActionsTable as Backfills,
-)
-from dagster._core.storage.runs.schema import RunsTable as Runs  # noqa: TID251
-from dagster._core.storage.runs.schema import RunTagsTable as RunTags  # noqa: TID251
+# The tables have no public name; test_upstream_pins_history.py pins them.
+from dagster._core.storage.event_log import schema as event_tables  # noqa: TID251
+from dagster._core.storage.runs import schema as run_tables  # noqa: TID251
 from dagster._core.storage.schedules.schema import JobTickTable as Ticks  # noqa: TID251
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage
 
@@ -46,17 +31,21 @@ from crypto_pipeline.orchestration.tags import EXCHANGE_TAG
 
 T = TypeVar("T")
 
+Assets: Final = event_tables.AssetKeyTable
+Events: Final = event_tables.SqlEventLogStorageTable
+EventTags: Final = event_tables.AssetEventTagsTable
+Checks: Final = event_tables.AssetCheckExecutionsTable
+Runs: Final = run_tables.RunsTable
+RunTags: Final = run_tables.RunTagsTable
+Backfills: Final = run_tables.BulkActionsTable
+BackfillTags: Final = run_tables.BackfillTagsTable
+
 #: What grows with every run, tick and backfill.
 GROWING: Final = (Events, EventTags, Checks, Runs, RunTags, Backfills, BackfillTags, Ticks)
 
 _ENDED: Final = ("SUCCESS", "FAILURE", "CANCELED")
-_BACKFILL_ENDED: Final = (
-    "COMPLETED",
-    "COMPLETED_SUCCESS",
-    "COMPLETED_FAILED",
-    "FAILED",
-    "CANCELED",
-)
+_DONE: Final = ("COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED")
+_BACKFILL_ENDED: Final = (*_DONE, "FAILED", "CANCELED")
 _STATES: Final = ("ASSET_MATERIALIZATION", "ASSET_OBSERVATION")
 _PLANNED: Final = "ASSET_MATERIALIZATION_PLANNED"
 _RUNLESS: Final = ""
@@ -139,7 +128,7 @@ class History:
                         Checks.c.run_id.in_(runs),
                     )
                 )
-                for asset, check in self._checks()
+                for asset, check in self._checks
             )
             events = self._delete(sa.delete(Events).where(Events.c.run_id.in_(runs)))
             deleted = self._delete(sa.delete(Runs).where(Runs.c.run_id.in_(runs)))
@@ -230,6 +219,7 @@ class History:
         under_way = sa.select(Backfills.c.key).where(Backfills.c.status.not_in(_BACKFILL_ENDED))
         return set(self._column(sa.select(Runs.c.run_id).where(Runs.c.backfill_id.in_(under_way))))
 
+    @cached_property
     def _checks(self) -> list[tuple[str, str]]:
         found = sa.select(Checks.c.asset_key, Checks.c.check_name).distinct()
         return [(asset, check) for asset, check in self._execute(found).all()]
