@@ -24,6 +24,8 @@ from crypto_pipeline.settings import DATABASE_URL
 _ASSETS: Final = ("raw_ohlcv", "validated_ohlcv", "timescale_candles")
 _READY_SECONDS: Final = 120.0
 _WATCH_SECONDS: Final = 2.0
+#: Dagster tells every step of every run: about 50 MB a day for three exchanges.
+_LOG_BYTES: Final = 100_000_000
 
 
 @click.command("up")
@@ -103,10 +105,12 @@ def _watch(
     """Say when candles of every exchange are there; then stay until Dagster ends or a signal."""
     from crypto_pipeline.database.connection import connect
     from crypto_pipeline.database.overview import exchanges_with_candles
+    from crypto_pipeline.local.children import shorten_log
 
     waiting = set(loaded.pipeline.exchanges)
     while dagster.poll() is None:
         time.sleep(_WATCH_SECONDS)
+        shorten_log(log, limit=_LOG_BYTES)
         if not waiting:
             continue
         try:

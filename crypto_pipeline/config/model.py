@@ -177,6 +177,14 @@ class DatabaseConfig(_Model):
     chunk_days: int = Field(30, ge=1, le=365)
 
 
+class RetentionConfig(_Model):
+    """For how long Dagster remembers runs; the newest state of a partition it never forgets."""
+
+    minute_runs_days: int = Field(3, ge=1, le=3_650, description="runs of the minute schedule")
+    # The sensor that fills gaps counts up to ten failures, which may lie six hours apart.
+    runs_days: int = Field(30, ge=3, le=3_650, description="backfills and all other runs")
+
+
 class PipelineConfig(_Model):
     """The whole file."""
 
@@ -184,6 +192,7 @@ class PipelineConfig(_Model):
     backfill: BackfillConfig = BackfillConfig()
     live: LiveConfig = LiveConfig()
     database: DatabaseConfig = DatabaseConfig()
+    retention: RetentionConfig = RetentionConfig()
 
     @field_validator("exchanges", mode="before")
     @classmethod

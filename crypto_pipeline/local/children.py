@@ -69,6 +69,17 @@ def running_group(
             sink.close()
 
 
+def shorten_log(log: Path, *, limit: int) -> None:
+    """Move what :func:`running_group` wrote to ``log`` into ``log.1``, once it is ``limit`` bytes.
+
+    The program need not know: it appends to the emptied file. A line of this very moment may be
+    lost; one old log is kept.
+    """
+    if log.exists() and log.stat().st_size > limit:
+        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+        os.truncate(log, 0)
+
+
 def _default_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

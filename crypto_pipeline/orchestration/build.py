@@ -15,6 +15,11 @@ from crypto_pipeline.orchestration.healing import build_sensor
 from crypto_pipeline.orchestration.io_managers import TimescaleIOManager, ValidatedLakeIOManager
 from crypto_pipeline.orchestration.jobs import build_ohlcv_job
 from crypto_pipeline.orchestration.ledger import LedgerResource
+from crypto_pipeline.orchestration.maintenance import (
+    RUN_HISTORY,
+    build_maintenance_job,
+    build_maintenance_schedule,
+)
 from crypto_pipeline.orchestration.partitions import candle_partitions
 from crypto_pipeline.orchestration.resources import (
     CcxtResource,
@@ -73,11 +78,12 @@ def build_defs(
             warnings.filterwarnings("ignore", message=beta)
         partitions = candle_partitions(config)
         job = build_ohlcv_job()
+        maintenance = build_maintenance_job(config)
         return dg.Definitions(
-            assets=build_assets(config, partitions),
+            assets=[*build_assets(config, partitions), RUN_HISTORY],
             asset_checks=build_checks(config, partitions),
-            jobs=[job],  # type: ignore[list-item]
-            schedules=[build_schedule(config, job)],
+            jobs=[job, maintenance],  # type: ignore[list-item]
+            schedules=[build_schedule(config, job), build_maintenance_schedule(maintenance)],
             sensors=[build_sensor(config, partitions, job)],
             resources=resources,
             loggers=loggers,

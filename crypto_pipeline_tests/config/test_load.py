@@ -170,6 +170,8 @@ MISTAKES: Final[list[tuple[tuple[str | int, ...], Any, str]]] = [
     (("live",), None, "must be a mapping"),
     (("live", "reread"), -1, "greater than or equal to 0"),
     (("backfill",), {"partitions_per_run": 0}, "greater than or equal to 1"),
+    (("retention",), {"minute_runs_days": 0}, "greater than or equal to 1"),
+    (("retention",), {"runs_days": 2}, "greater than or equal to 3"),
 ]
 
 

@@ -60,6 +60,7 @@ def test_the_definition_surface(definitions: dg.Definitions) -> None:
             "raw_ohlcv": [],
             "validated_ohlcv": ["raw_ohlcv"],
             "timescale_candles": ["validated_ohlcv"],
+            "run_history": [],  # external: maintenance reports to it, nobody materializes it
         },
         "checks": [
             ("raw_ohlcv", "every_request_answered", False),
@@ -69,8 +70,11 @@ def test_the_definition_surface(definitions: dg.Definitions) -> None:
             ("timescale_candles", "stored_equals_validated", False),
             ("validated_ohlcv", "candle_schema", True),
         ],
-        "jobs": ["ohlcv_job"],
-        "schedules": [("realtime_ohlcv", "* * * * *", "RUNNING", "UTC")],
+        "jobs": ["maintenance", "ohlcv_job"],
+        "schedules": [
+            ("realtime_ohlcv", "* * * * *", "RUNNING", "UTC"),
+            ("maintenance_hourly", "23 * * * *", "RUNNING", "UTC"),
+        ],
         "sensors": [("heal_ohlcv", 30, "RUNNING")],
         "resources": ["ccxt", "clock", "database", "lake", "ledger", "timescale", "validated_lake"],
     }

@@ -33,7 +33,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def tick(tmp_path: Path, instance: dg.DagsterInstance) -> Tick:
     (tmp_path / "pipeline.yaml").write_text(PIPELINE)
     settings = read_settings({CONFIG: str(tmp_path / "pipeline.yaml"), HOME: str(tmp_path)})
-    (schedule,) = build_defs(settings=settings).schedules
+    schedule = build_defs(settings=settings).resolve_schedule_def("realtime_ohlcv")
 
     def evaluate(time: datetime) -> list[dg.RunRequest | dg.SkipReason]:
         with dg.build_schedule_context(instance=instance, scheduled_execution_time=time) as context:
