@@ -17,7 +17,7 @@ _MARKDOWN: Final = re.compile(r"[\\`*_{}\[\]()<>#!|~&@]")
 
 
 def shown(text: str) -> str:
-    """The text with its control characters spelled out: ``\\x1b`` instead of an escape."""
+    """The text with its control characters spelled out: those that a terminal would obey."""
     return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

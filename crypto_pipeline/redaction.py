@@ -15,7 +15,9 @@ _BASE64_ANYWHERE: Final = 6
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_=-]*")
 _USER_IN_URL: Final = re.compile(r"://[^/@\s\"'<>]+@")
 _NAMED: Final = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos", "/": "sol"}
-_SPACE: Final = r"(?:\s|\\+[nrtfv]|%(?:25)*(?:20|0[9a-dA-D])|\+|&#(?:x0*[9aAdD]|0*(?:9|10|13|32));)+"
+_SPACE: Final = (
+    r"(?:\s|\\+[nrtfv]|%(?:25)*(?:20|0[9a-dA-D])|\+|&#(?:x0*[9aAdD]|0*(?:9|10|13|32));)+"
+)
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:
@@ -73,7 +75,8 @@ def _forms(character: str) -> str:
 
 def _hex(number: int, digits: int = 2) -> str:
     return "".join(
-        f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in f"{number:0{digits}x}"
+        f"[{digit}{digit.upper()}]" if digit.isalpha() else digit
+        for digit in f"{number:0{digits}x}"
     )
 
 

@@ -237,7 +237,10 @@ class SharedBudget:
                     self._open_at = -math.inf
                     return None, blocked, reason
                 await conn.execute(_MAKE, {"name": self._name})  # somebody emptied the table
-        raise DatabaseError(f"The request budget {self._name!r} is emptied all the time.")
+        raise DatabaseError(
+            f"The request budget {self._name!r} is emptied all the time.",
+            hint="see which program deletes from request_budgets (pg_stat_activity), and stop it.",
+        )
 
     async def _still_open(self) -> bool:
         """Whether nobody was refused since the place was taken."""

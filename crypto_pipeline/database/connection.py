@@ -130,6 +130,23 @@ async def open_async_connection(
     return conn
 
 
+def postgres_variables(url: str) -> dict[str, str]:
+    """The URL as the environment variables that PostgreSQL's own programs read (``PGHOST`` …).
+
+    Who sees a machine's processes sees their arguments, and in a URL the password; not their
+    environment.
+
+    Raises:
+        DatabaseError: the URL is not one.
+    """
+    options = psycopg.pq.Conninfo.parse(_parse(url)[0].encode())
+    return {
+        option.envvar.decode(): option.val.decode()
+        for option in options
+        if option.envvar is not None and option.val is not None
+    }
+
+
 def _set_up(server_version: int) -> sql.Composed:
     settings = [
         sql.SQL("set_config({}, {}, false)").format(name, value)

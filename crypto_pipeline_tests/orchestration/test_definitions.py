@@ -72,7 +72,16 @@ def test_the_definition_surface(definitions: dg.Definitions) -> None:
         "jobs": ["ohlcv_job"],
         "schedules": [("realtime_ohlcv", "* * * * *", "RUNNING", "UTC")],
         "sensors": [("heal_ohlcv", 30, "RUNNING")],
-        "resources": ["ccxt", "clock", "database", "lake", "ledger", "timescale", "validated_lake"],
+        "resources": [
+            "ccxt",
+            "clock",
+            "database",
+            "io_manager",
+            "lake",
+            "ledger",
+            "timescale",
+            "validated_lake",
+        ],
     }
 
 
