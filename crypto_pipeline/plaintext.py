@@ -13,7 +13,7 @@ _COMMANDS: Final = re.compile(
 
 #: What begins something in GitHub's Markdown, which the UI renders in descriptions. No symbol of an
 #: exchange known to us holds any of them.
-_MARKDOWN: Final = re.compile(r"[\\`*_{}\[\]()<>#!|~&@]")
+_MARKDOWN: Final = re.compile(r"[\\`*_{}\[\]()<>#!|~&@]|/(?=/)|\.(?<=www\.)", re.IGNORECASE)
 
 
 def shown(text: str) -> str:
@@ -24,4 +24,4 @@ def shown(text: str) -> str:
 def in_markdown(text: str) -> str:
     """The text as Markdown that shows exactly it, on one line."""
     line = " ".join(shown(text).split())
-    return _MARKDOWN.sub(lambda found: f"\\{found[0]}", line).replace("://", ":\\//")
+    return _MARKDOWN.sub(lambda found: f"\\{found[0]}", line)

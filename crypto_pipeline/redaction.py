@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
+from itertools import product
 from typing import Final
 
 #: Shorter ones are taken out as whole words only: ``uid: a`` must not make every text unreadable.
@@ -59,10 +61,9 @@ def _any_form(text: str) -> str:
 def _forms(character: str) -> str:
     """A character, or what stands for it in a URL, in HTML, in JSON or in Python."""
     code = ord(character)
-    encoded = character.encode(errors="surrogatepass")
     forms = [
         r"\\+" if character == "\\" else r"\\*" + re.escape(character),
-        "".join(f"%(?:25)*{_hex(byte)}" for byte in encoded),
+        *("".join(f"%(?:25)*{_hex(byte)}" for byte in raw) for raw in _encoded(character)),
         f"&#0*{code};",
         f"&#[xX]0*{_hex(code)};",
         rf"\\+u{_hex(code, 4)}" if code < 0x1_0000 else re.escape(character),
@@ -71,6 +72,14 @@ def _forms(character: str) -> str:
     if character in _NAMED:
         forms.append(f"&{_NAMED[character]};")
     return f"(?:{'|'.join(dict.fromkeys(forms))})"
+
+
+def _encoded(text: str) -> set[bytes]:
+    """The text in UTF-8, and in Latin-1, in which ``Basic`` credentials are sent."""
+    encoded = {text.encode(errors="surrogatepass")}
+    with suppress(UnicodeEncodeError):
+        encoded.add(text.encode("latin-1"))
+    return encoded
 
 
 def _hex(number: int, digits: int = 2) -> str:
@@ -83,11 +92,10 @@ def _hex(number: int, digits: int = 2) -> str:
 @lru_cache(maxsize=256)
 def _in_base64(secret: str) -> tuple[re.Pattern[str], ...]:
     """What base64 holds of the secret, whatever stands before and after it: one for each place."""
-    raw = secret.encode(errors="surrogatepass")
     if len(secret) < _ANYWHERE:
         return ()
     cores = []
-    for before in range(3):
+    for raw, before in product(_encoded(secret), range(3)):
         whole = b64encode(bytes(before) + raw).decode().rstrip("=")
         loose = (before + len(raw)) % 3 != 0  # the last character holds bits of what follows
         core = whole[(0, 2, 3)[before] : len(whole) - loose]
