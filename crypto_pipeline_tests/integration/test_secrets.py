@@ -83,7 +83,7 @@ class Echo(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_POST = do_CONNECT = do_GET
+    do_POST = do_CONNECT = do_GET  # noqa: N815 - the base class names them
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -170,7 +170,7 @@ def closed() -> str:
 
 
 @contextmanager
-def failing(  # noqa: C901, PLR0912 - a table
+def failing(  # noqa: C901 - a table
     kind: str, database: str, home: Path
 ) -> Iterator[dict[str, str]]:
     """The environment of a deployment in which this fails."""
