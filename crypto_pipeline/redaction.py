@@ -15,7 +15,7 @@ _ANYWHERE: Final = 6
 #: Base64 that is known of a secret, in characters: shorter ones may be anything.
 _BASE64_ANYWHERE: Final = 6
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_=-]*")
-_USER_IN_URL: Final = re.compile(r"://[^/@\s\"'<>]+@")
+_USER_IN_URL: Final = re.compile(r"(:/{2,})[^/@\s\"'<>]+@")
 _NAMED: Final = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos", "/": "sol"}
 _SPACE: Final = (
     r"(?:\s|\\+[nrtfv]|%(?:25)*(?:20|0[9a-dA-D])|\+|&#(?:x0*[9aAdD]|0*(?:9|10|13|32));)+"
@@ -41,7 +41,7 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
 
 def without_user(text: str) -> str:
     """The text with ``***`` for user and password of each URL in it."""
-    return _USER_IN_URL.sub("://***@", text)
+    return _USER_IN_URL.sub(r"\1***@", text)
 
 
 @lru_cache(maxsize=256)

@@ -31,6 +31,13 @@ class LakeStorage:
                 hint="install the package fsspec names for this kind of URL, or correct"
                 " CRYPTO_PIPELINE_LAKE.",
             ) from None  # its text may hold the URL's credentials
+        except Exception as error:  # noqa: BLE001 - some stores connect at once
+            reason = without_user(str(error) or repr(error))
+            raise LakeError(
+                f"the lake {without_user(url)} cannot be opened: {reason}.",
+                hint="see that the store can be reached, and to its credentials.",
+                rerun_helps=True,
+            ) from None
 
     def read(self, name: str) -> bytes | None:
         """A file's content, None if there is none.
