@@ -296,6 +296,15 @@ def test_no_command_says_a_secret(
     assert leaked(result.output + repr(result.exception), MARKS) == set()
 
 
+def test_dagster_never_reads_an_unreadable_url(home: Path, database_url: str) -> None:
+    """It hands it to libpq, whose complaint takes a part of the password for a host and quotes it."""
+    environment, _ = settings(home, database_url)
+    environment |= COMMANDS["dagster's url"]
+    result = CliRunner().invoke(cli, ["exec", "--", "dagster", "run", "list"], env=environment)
+    assert str(result.exception).startswith(f"{DAGSTER_URL}: The database URL cannot be read")
+    assert leaked(repr(result.exception), MARKS) == set()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_search_finds_a_secret_in_this_form(form: str) -> None:
     """Without this the tests above could not fail."""
