@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crypto_pipeline.errors import CryptoPipelineError
+from crypto_pipeline.cli.status import _print_table
+from crypto_pipeline.config.load import load_config
+from crypto_pipeline.errors import ConfigError, CryptoPipelineError
 from crypto_pipeline.plaintext import in_markdown, shown
 
 SEARCHED = settings(derandomize=True, database=None, deadline=None, max_examples=300)
@@ -35,6 +38,22 @@ def test_an_error_carries_no_command() -> None:
     error = CryptoPipelineError("bad \x1b[2J\x1b]0;title\x07 \r\u202e", hint="do \x9b31m this")
     assert str(error) == ("bad \\x1b[2J\\x1b]0;title\\x07 \\r\\u202e What to do: do \\x9b31m this")
     assert "\x1b" not in repr(error)
+
+
+def test_a_mistake_in_the_pipeline_file_carries_no_command(tmp_path: Path) -> None:
+    """Its keys stand in the message, as they stand in a file that somebody may have sent."""
+    path = tmp_path / "pipeline.yaml"
+    path.write_text('exchanges: {binance: {"a\\e[2J\\u202e": 1, symbols: ["\\e]0;x\\a"]}}\n')
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {})
+    assert "\\x1b[2J\\u202e: there is no such key" in str(caught.value)
+    assert shown(str(caught.value)) == str(caught.value)
+
+
+def test_a_symbol_is_no_markup_of_the_tables_library(capsys: pytest.CaptureFixture[str]) -> None:
+    """`[/X]` ended `status` with an error, `[RED]` was not shown at all."""
+    _print_table([{"symbol": "[/X]/[RED]:BOMB:"}])
+    assert "[/X]/[RED]:BOMB:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
