@@ -18,7 +18,8 @@ _BASE64: Final = re.compile(r"[A-Za-z0-9+/_=-]*")
 _USER_IN_URL: Final = re.compile(r"(:/{2,})[^/@\s\"'<>]+@")
 _NAMED: Final = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos", "/": "sol"}
 _SPACE: Final = (
-    r"(?:\s|\\+[nrtfv]|%(?:25)*(?:20|0[9a-dA-D])|\+|&#(?:x0*[9aAdD]|0*(?:9|10|13|32));)+"
+    r"(?:\s|\\{1,4}[nrtfv]|%(?:25){0,4}(?:20|0[9a-dA-D])|\+"
+    r"|&#(?:x0{0,6}[9aAdD]|0{0,6}(?:9|10|13|32));){1,64}"
 )
 
 
@@ -47,27 +48,33 @@ def without_user(text: str) -> str:
 @lru_cache(maxsize=256)
 def _pattern(secret: str) -> re.Pattern[str]:
     """Every way to write the secret."""
-    parts = [_SPACE if part.isspace() else _any_form(part) for part in re.split(r"(\s+)", secret)]
-    pattern = "".join(parts)
+    pattern = "".join(map(_any_form, re.split(r"(\s+|\\+)", secret)))
     if len(secret) < _ANYWHERE:
         pattern = rf"(?<!\w){pattern}(?!\w)"
     return re.compile(pattern)
 
 
 def _any_form(text: str) -> str:
-    return "".join(_forms(character) for character in text)
+    if text.isspace():
+        return _SPACE
+    if text.startswith("\\"):
+        return f"{_forms(text[0])}{{{len(text)},{len(text) * 4}}}"
+    return "".join(map(_forms, text))
 
 
 def _forms(character: str) -> str:
-    """A character, or what stands for it in a URL, in HTML, in JSON or in Python."""
+    """A character, or what stands for it in a URL, in HTML, in JSON or in Python.
+
+    Each repetition has a bound: what an exchange answers must not take long to search.
+    """
     code = ord(character)
     forms = [
-        r"\\+" if character == "\\" else r"\\*" + re.escape(character),
-        *("".join(f"%(?:25)*{_hex(byte)}" for byte in raw) for raw in _encoded(character)),
-        f"&#0*{code};",
-        f"&#[xX]0*{_hex(code)};",
-        rf"\\+u{_hex(code, 4)}" if code < 0x1_0000 else re.escape(character),
-        rf"\\+x{_hex(code)}" if code < 0x100 else re.escape(character),
+        r"\\" if character == "\\" else r"\\{0,4}" + re.escape(character),
+        *("".join(f"%(?:25){{0,4}}{_hex(byte)}" for byte in raw) for raw in _encoded(character)),
+        f"&#0{{0,6}}{code};",
+        f"&#[xX]0{{0,6}}{_hex(code)};",
+        rf"\\{{1,4}}u{_hex(code, 4)}" if code < 0x1_0000 else re.escape(character),
+        rf"\\{{1,4}}x{_hex(code)}" if code < 0x100 else re.escape(character),
     ]
     if character in _NAMED:
         forms.append(f"&{_NAMED[character]};")
