@@ -11,13 +11,14 @@ import click
 
 from crypto_pipeline.config.load import LoadedConfig
 from crypto_pipeline.errors import ConfigError
+from crypto_pipeline.plaintext import shown
 from crypto_pipeline.settings import Settings, read_settings
 
 
 def say(text: str) -> None:
     """A sentence for the user, on stderr: stdout is for data."""
     with suppress(OSError):  # the terminal may be closed: what is under way must end in order
-        click.echo(text, err=True)
+        click.echo(shown(text), err=True)
 
 
 def settings_with(config: Path | None) -> Settings:

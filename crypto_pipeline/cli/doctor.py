@@ -12,7 +12,9 @@ from uuid import uuid4
 import click
 
 from crypto_pipeline.cli.common import checked_config, config_option, settings_with
-from crypto_pipeline.errors import CryptoPipelineError
+from crypto_pipeline.errors import CryptoPipelineError, LakeError
+from crypto_pipeline.plaintext import shown
+from crypto_pipeline.redaction import without_user
 from crypto_pipeline.settings import DAGSTER_HOME, DAGSTER_URL, DATABASE_URL, Settings
 
 
@@ -34,7 +36,8 @@ def command(config: Path | None) -> None:
                 click.echo(f"WRONG {name}: {error}")
             except Exception as error:  # noqa: BLE001 - the other checks are wanted all the more
                 healthy = False
-                click.echo(f"WRONG {name}: {type(error).__name__}: {error}")
+                reason = without_user(shown(str(error)))
+                click.echo(f"WRONG {name}: {type(error).__name__}: {reason}")
     sys.exit(0 if healthy else 1)
 
 
@@ -60,7 +63,9 @@ def _checks(settings: Settings, stack: ExitStack) -> Iterator[tuple[str, Callabl
         from crypto_pipeline.database.connection import connect
 
         if not environment:
-            raise CryptoPipelineError("not checked: there is no database.")
+            raise CryptoPipelineError(
+                "not checked: there is no database.", hint="see to the database first."
+            )
         with connect(environment[DAGSTER_URL]):
             pass
         return f"home {environment[DAGSTER_HOME]}, its storage can be reached"
@@ -86,10 +91,13 @@ def _lake(settings: Settings) -> str:
     storage.write(name, b"ok")
     try:
         if storage.read(name) != b"ok":
-            raise CryptoPipelineError(f"{settings.lake} does not give back what was written.")
+            raise LakeError(
+                f"{without_user(settings.lake)} does not give back what was written.",
+                hint="another program writes there: give the lake a place of its own.",
+            )
     finally:
         storage.remove(name)
-    return f"{settings.lake} can be written and read"
+    return f"{without_user(settings.lake)} can be written and read"
 
 
 def _exchanges(settings: Settings) -> str:

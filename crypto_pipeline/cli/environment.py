@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from crypto_pipeline.database.connection import check_url
 from crypto_pipeline.database.migrate import upgrade
 from crypto_pipeline.errors import LocalServiceError
 from crypto_pipeline.local.cluster import installation
@@ -47,9 +48,12 @@ def shared_environment(
     Raises:
         LocalServiceError: the local server does not start.
         DatabaseError: the database cannot be migrated.
+        ConfigError: a URL cannot be read.
     """
     with ExitStack() as stack:
         database, dagster = settings.database_url, settings.dagster_url
+        if dagster is not None:
+            check_url(dagster, name=DAGSTER_URL)
         if database is None or dagster is None:
             server = stack.enter_context(
                 LocalPostgres(settings.home, cache=settings.cache, log=log)

@@ -110,7 +110,8 @@ def _print_table(rows: list[dict[str, str]]) -> None:
         table.add_column(name.replace("_", " "), justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(*row.values())
-    Console(width=320).print(table)
+    # symbols may look like rich's markup: [/X] would end the command
+    Console(width=320, markup=False, emoji=False).print(table)
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:

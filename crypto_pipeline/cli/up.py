@@ -130,7 +130,7 @@ def _watch(
             say(
                 f"Candles of every exchange are there. Look at them in the UI ({url}/assets), or with\n"
                 f"  {program} candles {example} {symbol} {timeframe}\n"
-                f"  {program} exec -- sh -c 'psql \"$CRYPTO_PIPELINE_DATABASE_URL\"'\n"
+                f"  {program} exec -- psql\n"
                 "New ones arrive every minute. Ctrl-C stops everything."
             )
     raise LocalServiceError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -209,8 +209,11 @@ def _secrets(node: object, *, secret: bool = False) -> Iterator[str]:
         yield str(node)
     elif isinstance(node, str):
         for user in _USER_IN_URL.findall(node):
-            yield user
-            yield from filter(None, [unquote(user.partition(":")[2]), user.partition(":")[2]])
+            password = user.partition(":")[2]
+            yield from filter(None, [user, unquote(user), password, unquote(password)])
+        for key, value in parse_qsl(node.partition("?")[2]):
+            if value and (_is_secret_key(key) or _SECRET_NAMES.search(key)):
+                yield value
 
 
 def _is_secret_key(key: object) -> bool:

@@ -103,6 +103,7 @@ class Collection:
         self._result = Collected()
         self._coverage: dict[date, Coverage] = {}
         self._refused: dict[Series, ExchangeError] = {}
+        self._tried: dict[Series, asyncio.Event] = {}
         self._failures_in_a_row = 0
         self._gave_up: ExchangeError | None = None
         self._writing = asyncio.Lock()
@@ -183,8 +184,18 @@ class Collection:
     async def _do(self, request: Request | TradeRequest) -> None:
         if isinstance(request, TradeRequest):
             await self._stream(request)
-        else:
+            return
+        # The first request of a series goes alone: one that is refused is not made eight times.
+        tried = self._tried.get(request.series)
+        if tried is not None:
+            await tried.wait()
             await self._ask(request.series, request.window)
+            return
+        tried = self._tried[request.series] = asyncio.Event()
+        try:
+            await self._ask(request.series, request.window)
+        finally:
+            tried.set()
 
     async def _ask(self, series: Series, window: Interval) -> None:
         before = self._gave_up or self._refused.get(series)

@@ -242,7 +242,10 @@ class SharedBudget:
             if place is not None or blocked is not None:
                 return place, blocked or 0.0, reason or "", queued
             await self._say(_MAKE)  # somebody emptied the table
-        raise DatabaseError(f"The request budget {self._name!r} is emptied all the time.")
+        raise DatabaseError(
+            f"The request budget {self._name!r} is emptied all the time.",
+            hint="see which program deletes from request_budgets (pg_stat_activity), and stop it.",
+        )
 
     async def _ask(
         self, statement: sql.SQL | sql.Composed, **parameters: Any

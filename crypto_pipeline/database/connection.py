@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from crypto_pipeline.database.failures import Target, connection_error, database_errors
-from crypto_pipeline.errors import DatabaseError
+from crypto_pipeline.errors import ConfigError, DatabaseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,6 +128,35 @@ async def open_async_connection(
     with database_errors(target, "set up a session"):
         await conn.execute(_set_up(conn.info.server_version))
     return conn
+
+
+def check_url(url: str, *, name: str) -> None:
+    """Refuse a URL that cannot be read, before a program does whose complaint quotes it.
+
+    Raises:
+        ConfigError: with the name of the setting, and nothing of the URL.
+    """
+    try:
+        _parse(url.replace("postgresql+psycopg2://", "postgresql://", 1))
+    except DatabaseError as error:
+        raise ConfigError(f"{name}: {error.message}", hint=error.hint) from None
+
+
+def postgres_variables(url: str) -> dict[str, str]:
+    """The URL as the environment variables that PostgreSQL's own programs read (``PGHOST`` …).
+
+    Who sees a machine's processes sees their arguments, and in a URL the password; not their
+    environment.
+
+    Raises:
+        DatabaseError: the URL is not one.
+    """
+    options = psycopg.pq.Conninfo.parse(_parse(url)[0].encode())
+    return {
+        option.envvar.decode(): option.val.decode()
+        for option in options
+        if option.envvar is not None and option.val is not None
+    }
 
 
 def _set_up(server_version: int) -> sql.Composed:

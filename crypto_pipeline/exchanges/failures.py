@@ -33,18 +33,7 @@ _LATER: Final = (
 _NEVER: Final = ("EQuery:Unknown asset pair",)
 #: Statuses by which an exchange calls the request itself wrong, if it says so in its own JSON.
 _REFUSED_STATUS: Final = {400, 404, 422}
-_HINTS: Final[dict[type[ExchangeError], str]] = {
-    ExchangeUnavailable: "nothing, if it passes: the next tick asks again. Otherwise look at the"
-    " exchange's status page and at this machine's network or proxy.",
-    BadAnswer: "nothing, if it passes: the next tick asks again. If it stays, a proxy or a captive"
-    " page stands between this machine and the exchange, or its API has changed.",
-    RateLimited: "ask less often: fewer symbols, fewer parallel runs, or no other program on this"
-    " address.",
-    ExchangeBlocked: "run from an address the exchange serves, or set a proxy under the exchange's"
-    " key ccxt in pipeline.yaml; a rerun from here does not help.",
-    RequestRefused: "check symbols, timeframes and credentials of this exchange in pipeline.yaml;"
-    " `crypto-pipeline doctor` lists what it knows.",
-}
+_KINDS: Final = (ExchangeUnavailable, BadAnswer, RateLimited, ExchangeBlocked, RequestRefused)
 
 
 def told(
@@ -70,7 +59,7 @@ def told(
             reason += f" ({type(cause).__name__}: {cause})"
     return kind(
         f"{tried}: {' '.join(redacted(reason, redact).split())[:600]}.",
-        hint=_HINTS[kind] if ours is None or ours.hint is None else ours.hint,
+        hint=None if ours is None else ours.hint,
         # what the budget raises is no answer, even if a request before it had one
         http_status=seen.status if ours is None else ours.http_status,
         # a pause that another process was asked for comes with the error, not with an answer
@@ -81,7 +70,7 @@ def told(
 def _kind(error: BaseException, seen: Exchanged) -> type[ExchangeError]:  # noqa: PLR0911 - a decision table
     if isinstance(error, ExchangeError):
         kind: type[ExchangeError] = type(error)
-        return kind if kind in _HINTS else ExchangeUnavailable
+        return kind if kind in _KINDS else ExchangeUnavailable
     status, bare = seen.status, type(error) is ccxt_errors.ExchangeError
     if status == 451:
         return ExchangeBlocked

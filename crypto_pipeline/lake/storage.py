@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Final
 from uuid import uuid4
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from crypto_pipeline.errors import LakeError
+from crypto_pipeline.redaction import without_user
+
+#: One step of a name below the root; ``.`` and ``..`` lead elsewhere, a separator adds steps.
+_STEP: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.=-]+")
 
 
 class LakeStorage:
@@ -21,10 +27,17 @@ class LakeStorage:
             self._fs, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise LakeError(
-                f"the lake {url} cannot be opened: {error}.",
+                f"the lake {without_user(url)} cannot be opened: {without_user(str(error))}.",
                 hint="install the package fsspec names for this kind of URL, or correct"
                 " CRYPTO_PIPELINE_LAKE.",
-            ) from error
+            ) from None  # its text may hold the URL's credentials
+        except Exception as error:  # noqa: BLE001 - some stores connect at once
+            reason = without_user(str(error) or repr(error))
+            raise LakeError(
+                f"the lake {without_user(url)} cannot be opened: {reason}.",
+                hint="see that the store can be reached, and to its credentials.",
+                rerun_helps=True,
+            ) from None
 
     def read(self, name: str) -> bytes | None:
         """A file's content, None if there is none.
@@ -36,8 +49,8 @@ class LakeStorage:
             content: bytes = self._fs.cat_file(self._path(name))
         except FileNotFoundError:
             return None
-        except Exception as error:  # stores raise errors of their own beyond OSError
-            raise self._failed(name, "read", error) from error
+        except Exception as error:  # noqa: BLE001 - stores raise errors of their own beyond OSError
+            raise self._failed(name, "read", error) from self._cause(error)
         return content
 
     def write(self, name: str, content: bytes) -> None:
@@ -55,8 +68,8 @@ class LakeStorage:
                 _replace(Path(path), content)
             else:
                 self._fs.pipe_file(path, content)
-        except Exception as error:  # stores raise errors of their own beyond OSError
-            raise self._failed(name, "written", error) from error
+        except Exception as error:  # noqa: BLE001 - stores raise errors of their own beyond OSError
+            raise self._failed(name, "written", error) from self._cause(error)
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there.
@@ -68,27 +81,38 @@ class LakeStorage:
             self._fs.rm_file(self._path(name))
         except FileNotFoundError:
             return
-        except Exception as error:  # stores raise errors of their own beyond OSError
-            raise self._failed(name, "removed", error) from error
+        except Exception as error:  # noqa: BLE001 - stores raise errors of their own beyond OSError
+            raise self._failed(name, "removed", error) from self._cause(error)
+
+    def _cause(self, error: Exception) -> Exception | None:
+        """The error, unless its text may hold the URL's credentials."""
+        return error if without_user(self.url) == self.url else None
 
     def _failed(self, name: str, what: str, error: Exception) -> LakeError:
         """Any error: beyond OSError, every kind of store raises its own."""
         stands = "; what was there before stands" if what == "written" else ""
+        reason = without_user(str(error) or repr(error))
         return LakeError(
-            f"{self.where(name)} cannot be {what}: {str(error) or repr(error)}{stands}.",
+            f"{self.where(name)} cannot be {what}: {reason}{stands}.",
             hint="see to free space and permissions of the lake, and to the store's credentials.",
             rerun_helps=True,
         )
 
     def where(self, name: str) -> str:
-        """The file's full address, for metadata and messages."""
-        return (
+        """The file's full address, for metadata and messages; without credentials."""
+        return without_user(
             str(self._fs.unstrip_protocol(self._path(name)))
             if "://" in self.url
             else self._path(name)
         )
 
     def _path(self, name: str) -> str:
+        """Where a file is. No name leads out of the lake, whoever made it."""
+        if not all(map(_STEP.fullmatch, name.split("/"))):
+            raise LakeError(
+                f"{name!r} is no name of a file in the lake {without_user(self.url)}.",
+                hint="name exchanges as pipeline.yaml may name them: letters, digits, _ and -.",
+            )
         return f"{self._root.rstrip('/')}/{name}"
 
 

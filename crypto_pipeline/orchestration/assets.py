@@ -62,25 +62,8 @@ def build_assets(
 
         Asks only for what the partition lacks, and keeps all that ever came.
         """
-        failures: list[CryptoPipelineError] = []
-        wanted = partitions_of(context.partition_keys)
-        for exchange, days in groupby(wanted, key=lambda partition: partition.exchange):
-            try:
-                _collect(context, exchange, [day for _, day in days], ccxt, lake, database)
-            except CryptoPipelineError as error:
-                # The other exchanges of the range go on; this one's partitions do not turn green.
-                failures.append(error)
-                failed = [partition for partition in wanted if partition.exchange == exchange]
-                for partition in failed:
-                    _noting(context)(partition, {"error": str(error)})
-                # Nothing will be stored, so the ledger would not hear of what failed.
-                ledger.record_failed(failed, live=EXCHANGE_TAG in context.run.tags)
-        exchanges = {partition.exchange for partition in wanted}
-        for failure in failures if len(failures) < len(exchanges) else failures[1:]:
-            context.log.error(str(failure))
-        if failures and len(failures) == len(exchanges):
-            with told_to_dagster():
-                raise failures[0]
+        with told_to_dagster():
+            _collect_each(context, ccxt, lake, database, ledger)
 
     @dg.asset(
         partitions_def=partitions,
@@ -119,6 +102,34 @@ def build_assets(
         )
 
     return [raw_ohlcv, validated_ohlcv, timescale_candles]
+
+
+def _collect_each(
+    context: dg.AssetExecutionContext,
+    ccxt: CcxtResource,
+    lake: LakeResource,
+    database: DatabaseResource,
+    ledger: LedgerResource,
+) -> None:
+    """Collect from each exchange of the run's partitions; the first error if all of them failed."""
+    failures: list[CryptoPipelineError] = []
+    wanted = partitions_of(context.partition_keys)
+    for exchange, days in groupby(wanted, key=lambda partition: partition.exchange):
+        try:
+            _collect(context, exchange, [day for _, day in days], ccxt, lake, database)
+        except CryptoPipelineError as error:
+            # The other exchanges of the range go on; this one's partitions do not turn green.
+            failures.append(error)
+            failed = [partition for partition in wanted if partition.exchange == exchange]
+            for partition in failed:
+                _noting(context)(partition, {"error": str(error)})
+            # Nothing will be stored, so the ledger would not hear of what failed.
+            ledger.record_failed(failed, live=EXCHANGE_TAG in context.run.tags)
+    exchanges = {partition.exchange for partition in wanted}
+    for failure in failures if len(failures) < len(exchanges) else failures[1:]:
+        context.log.error(str(failure))
+    if failures and len(failures) == len(exchanges):
+        raise failures[0]
 
 
 def _collect(

@@ -20,6 +20,7 @@ from crypto_pipeline.orchestration.checks import CHECKS
 from crypto_pipeline.orchestration.jobs import OHLCV_JOB
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.tags import AGAIN_TAG, RANGE_END, RANGE_START
+from crypto_pipeline.plaintext import shown
 from crypto_pipeline.settings import read_settings
 
 
@@ -119,7 +120,7 @@ def _progress(context: dg.InitLoggerContext) -> logging.Logger:
 
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"  {_meta(record).get('orig_message', record.getMessage())}"
+        return f"  {shown(str(_meta(record).get('orig_message', record.getMessage())))}"
 
 
 def _meta(record: logging.LogRecord) -> dict[str, object]:
@@ -127,7 +128,7 @@ def _meta(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{shown(text)}\n")
     sys.stderr.flush()
 
 

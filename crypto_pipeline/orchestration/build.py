@@ -12,7 +12,11 @@ from crypto_pipeline.exchanges.catalogue import check_exchanges
 from crypto_pipeline.orchestration.assets import build_assets
 from crypto_pipeline.orchestration.checks import build_checks
 from crypto_pipeline.orchestration.healing import build_sensor
-from crypto_pipeline.orchestration.io_managers import TimescaleIOManager, ValidatedLakeIOManager
+from crypto_pipeline.orchestration.io_managers import (
+    NoIOManager,
+    TimescaleIOManager,
+    ValidatedLakeIOManager,
+)
 from crypto_pipeline.orchestration.jobs import build_ohlcv_job
 from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.maintenance import (
@@ -59,6 +63,7 @@ def build_defs(
         "lake": lake,
         "database": database,
         "clock": ClockResource(),
+        "io_manager": NoIOManager(),
         **(resource_overrides or {}),
     }
     resources.setdefault("validated_lake", ValidatedLakeIOManager(resources["lake"]))

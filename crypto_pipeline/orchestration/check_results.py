@@ -40,14 +40,24 @@ Judge = Callable[[Partition], Mapping[str, Verdict]]
 def evaluations(
     context: dg.AssetCheckExecutionContext, specs: Sequence[dg.AssetCheckSpec], judge: Judge
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
-    """Judge every partition of the run; all specs are about the same asset."""
+    """Judge every partition of the run; all specs are about the same asset.
+
+    Descriptions are Markdown to the UI: what comes from outside goes into metadata, or through
+    :func:`~crypto_pipeline.plaintext.in_markdown`.
+    """
+    with told_to_dagster():
+        yield from _evaluated(context, specs, judge)
+
+
+def _evaluated(
+    context: dg.AssetCheckExecutionContext, specs: Sequence[dg.AssetCheckSpec], judge: Judge
+) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
     op = context.op_execution_context
     selected = [spec for spec in specs if spec.key in context.selected_asset_check_keys]
     partitions = partitions_of(op.partition_keys)
     judged = _judged_materializations(context.instance, specs[0].asset_key, partitions)
     for partition in partitions:
-        with told_to_dagster():
-            verdicts = judge(partition)
+        verdicts = judge(partition)
         for spec in selected:
             verdict = verdicts[spec.name]
             yield dg.AssetCheckEvaluation(

@@ -17,6 +17,7 @@ from crypto_pipeline.corridor.completeness import filled
 from crypto_pipeline.database.exchange_states import checked_at
 from crypto_pipeline.database.gap_reader import gaps, stored_runs
 from crypto_pipeline.orchestration.check_results import Verdict, evaluations
+from crypto_pipeline.orchestration.failures import told_to_dagster
 from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import ClockResource, DatabaseResource, LakeResource
@@ -126,7 +127,7 @@ def build_checks(
         ledger: dg.ResourceParam[LedgerResource],
         clock: dg.ResourceParam[ClockResource],
     ) -> Results:
-        with database.connect() as conn:
+        with told_to_dagster(), database.connect() as conn:
 
             def judge(partition: Partition) -> Mapping[str, Verdict]:
                 exchange, day = partition

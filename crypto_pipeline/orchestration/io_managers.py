@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dagster as dg
 import pandas as pd
+from psycopg import sql
 
 from crypto_pipeline.core.candles import VALUES
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
@@ -21,6 +22,21 @@ from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
 
 _SHOWN = 25
+
+
+class NoIOManager(dg.IOManager):
+    """Stands where Dagster's own IO manager would: that one writes pickles, and reads them again.
+
+    Every asset here names its own, or none (``raw_ohlcv``); Dagster stores nothing of checks.
+    """
+
+    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        """Refuse."""
+        raise NotImplementedError(f"{context.name}: name an IO manager; nothing is pickled here")
+
+    def load_input(self, context: dg.InputContext) -> object:
+        """Refuse."""
+        raise NotImplementedError(f"{context.name}: name an IO manager; nothing is unpickled here")
 
 
 class ValidatedLakeIOManager(dg.IOManager):
@@ -128,7 +144,15 @@ def _newest(candles: pd.DataFrame) -> dg.TableMetadataValue:
 def _query(exchange: str, start: int) -> str:
     """The statement that shows a partition's rows, to paste into psql (shown, never executed)."""
     return (
-        f"SELECT * FROM {CANDLES.name} WHERE exchange = '{exchange}'"  # noqa: S608 - shown only
-        f" AND open_time >= '{utc(start).isoformat()}'"
-        f" AND open_time < '{utc(start + DAY_MS).isoformat()}' ORDER BY symbol, timeframe, open_time"
+        sql.SQL(
+            "SELECT * FROM {table} WHERE exchange = {exchange} AND open_time >= {start}"
+            " AND open_time < {end} ORDER BY symbol, timeframe, open_time"
+        )
+        .format(
+            table=sql.Identifier(CANDLES.name),
+            exchange=sql.Literal(exchange),
+            start=sql.Literal(utc(start).isoformat()),
+            end=sql.Literal(utc(start + DAY_MS).isoformat()),
+        )
+        .as_string()
     )

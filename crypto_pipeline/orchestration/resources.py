@@ -68,7 +68,7 @@ class CcxtResource:
 class LakeResource:
     """The Parquet archive at a folder or fsspec URL."""
 
-    url: str
+    url: str = field(repr=False)
 
     def raw(
         self, lock: Callable[[str, date], AbstractContextManager[object]] | None = None

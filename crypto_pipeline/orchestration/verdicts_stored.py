@@ -14,6 +14,7 @@ from crypto_pipeline.core.intervals import Interval, Intervals, subtract
 from crypto_pipeline.core.timeframes import DAY_MS, day_of, day_start_ms, timeframe_ms, utc
 from crypto_pipeline.orchestration.check_results import Verdict
 from crypto_pipeline.orchestration.partitions import Partition
+from crypto_pipeline.plaintext import in_markdown
 
 _EXAMPLES: Final = 25
 
@@ -99,7 +100,8 @@ def seconds_behind_now(
     worst = max(judged, key=lambda series: behind[series])
     return Verdict(
         passed=not late,
-        description=f"{worst.symbol} {worst.timeframe} is {behind[worst]:.0f} s behind now, the most"
+        # the UI renders descriptions as Markdown
+        description=f"{in_markdown(worst.symbol)} {worst.timeframe} is {behind[worst]:.0f} s behind now, the most"
         f" of {len(judged)} series; {len(late)} of {len(behind)} are later than they may be.",
         metadata={"seconds behind now": float(behind[worst]), "series too late": len(late)},
     )

@@ -143,7 +143,7 @@ class _Connection(asyncio.Protocol):
                 return
             try:
                 result = self._handler(request)
-            except Exception:
+            except Exception:  # whatever it is, the client is answered and the server lives on
                 logger.exception(_FAILED, request.method, request.path)
                 result = Answer.json({"error": "the simulator failed; see its log"}, status=500)
             if isinstance(result, Answer):
@@ -154,7 +154,7 @@ class _Connection(asyncio.Protocol):
     async def _later(self, request: HttpRequest, result: Awaitable[Answer]) -> None:
         try:
             answer = await result
-        except Exception:
+        except Exception:  # as above
             logger.exception(_FAILED, request.method, request.path)
             answer = Answer.json({"error": "the simulator failed; see its log"}, status=500)
         self._send(answer)

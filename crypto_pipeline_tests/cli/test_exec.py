@@ -85,6 +85,18 @@ class TestTheCommand:
         assert shown["PATH"].startswith(str(Path(sys.executable).parent))
         assert shown["FAKE_VARIABLE"] == "x y"
 
+    def test_psql_finds_the_database_without_a_password_in_its_arguments(
+        self, running: Cli
+    ) -> None:
+        """Arguments are shown to every user of the machine (ps); a URL there has the password."""
+        shell = "\\! tr '\\\\0' ' ' < /proc/$PPID/cmdline"
+        done = running("exec", "--", "psql", "-XAtc", "SELECT current_database()", "-c", shell)
+        database, arguments = done.stdout.splitlines()
+        assert database == "crypto_pipeline"
+        assert "psql" in arguments
+        assert "password" not in arguments
+        assert "://" not in arguments
+
     def test_what_the_user_set_stays(self, running: Cli, tmp_path: Path) -> None:
         """A lake and a Dagster home of one's own."""
         theirs = {LAKE: str(tmp_path / "lake"), DAGSTER_HOME: str(tmp_path)}

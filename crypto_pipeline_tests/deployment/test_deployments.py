@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pandas as pd
 import psutil
@@ -26,6 +27,7 @@ from crypto_pipeline.simulator import SimulatorConfig, running_simulator
 from crypto_pipeline_tests.deployment.conftest import Deployment, deployed
 from crypto_pipeline_tests.integration.deployment_model import Deployment as Model
 from crypto_pipeline_tests.integration.deployment_model import loaded
+from crypto_pipeline_tests.leaks import is_pickle
 
 SYMBOLS = {"binanceus": ["BTC/USDT", "BTC/USD", "BTC/USDC"], "kraken": ["BTC/USDC"]}
 DAYS = {
@@ -216,6 +218,27 @@ def test_the_demo_has_candles_of_every_exchange_and_a_ui_and_leaves_nothing_behi
         family = [demo.process.pid]
         family += [child.pid for child in psutil.Process(family[0]).children(recursive=True)]
         assert {address for pid in family for address in _listening(pid)} == {"127.0.0.1"}
+        _holds_its_secrets(demo)
+
+
+def _holds_its_secrets(demo: Deployment) -> None:
+    """The database's password is in one file only and no process's arguments; nothing is pickled."""
+    password = str(urlsplit(demo.database_url).password)
+    assert [
+        process.info["cmdline"]
+        for process in psutil.process_iter(["cmdline"])
+        if password in " ".join(process.info["cmdline"] or ())
+    ] == []
+    files = [
+        path
+        for path in demo.home.rglob("*")
+        if path.is_file() and demo.home / "postgres" / "data" not in path.parents
+    ]
+    contents = {path: path.read_bytes() for path in files}
+    assert [path for path, content in contents.items() if password.encode() in content] == [
+        demo.home / "postgres" / "password"
+    ]
+    assert [path for path, content in contents.items() if is_pickle(content)] == []
 
 
 def _listening(pid: int) -> list[str]:

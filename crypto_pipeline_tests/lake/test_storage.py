@@ -239,3 +239,38 @@ def test_an_interrupted_write_leaves_no_litter(
             storage.write(NAME, b"new")
     assert storage.read(NAME) == b"old"
     assert temporaries(tmp_path) == []
+
+
+@pytest.mark.parametrize("root", ["folder", "memory"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../out", "a/../../out", "/etc/passwd", "a//b", "", ".", "a/.", "../../lake-2/x"),
+        *("a\\..\\b", "a\0b", "a\nb", "C:x", "s3://bucket/x", "a?versionId=1", "a#b", "*", "é"),
+    ],
+)
+def test_no_name_leads_out_of_the_lake(tmp_path: Path, root: str, name: str) -> None:
+    """Nor to another object of a store: whoever made the name, it is one below the root."""
+    (tmp_path / "out").write_bytes(b"not ours")
+    storage = LakeStorage(str(tmp_path / "lake") if root == "folder" else "memory://names/lake")
+    for call in (storage.read, storage.remove, storage.where, lambda n: storage.write(n, b"x")):
+        with pytest.raises(LakeError, match="is no name of a file in the lake"):
+            call(name)
+    assert (tmp_path / "out").read_bytes() == b"not ours"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["memory", "nosuch", "ftp"])
+def test_credentials_of_the_lakes_url_are_never_shown(kind: str) -> None:
+    """Where a file is stands in the metadata of every partition, and in every error."""
+    import traceback
+
+    url = f"{kind}://user:FAKE-LAKE-KEY@127.0.0.1:9/lake"
+    if kind == "memory":
+        shown = LakeStorage(url).where("a/b")
+        assert shown.endswith("/lake/a/b")
+    else:
+        with pytest.raises(LakeError, match="cannot be opened") as caught:
+            LakeStorage(url)
+        shown = "".join(traceback.format_exception(caught.value))
+    assert "FAKE-LAKE-KEY" not in shown

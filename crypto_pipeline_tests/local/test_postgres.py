@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -125,6 +126,47 @@ def test_a_password_is_needed_and_kept_private(home):
         assert info.password not in repr(info)
         for path in (home / "postgres").glob("*.conf"):
             assert info.password not in path.read_text()
+
+
+def test_only_this_machine_and_only_a_password_gets_in(home):
+    """Another user of the machine has the loopback address, and no socket, trust or empty password."""
+    with LocalPostgres(home, find=no_timescaledb) as info:
+        listening = [
+            each
+            for each in psutil.Process(server_pid(home)).net_connections("all")
+            if each.status == psutil.CONN_LISTEN or each.family == socket.AF_UNIX
+        ]
+        assert [(each.family, each.laddr) for each in listening] == [
+            (socket.AF_INET, ("127.0.0.1", info.port))
+        ]
+        with psycopg.connect(info.url("postgres")) as connection:
+            rules = connection.execute(
+                "SELECT type, database, user_name, address, netmask, auth_method"
+                " FROM pg_hba_file_rules"
+            ).fetchall()
+            (secret,) = connection.execute("SELECT rolpassword FROM pg_authid WHERE rolcanlogin").fetchone()  # fmt: skip
+        assert rules == [
+            ("host", ["all"], ["all"], "127.0.0.1", "255.255.255.255", "scram-sha-256")
+        ]
+        assert secret.startswith("SCRAM-SHA-256$")
+        for user, password in ((info.user, ""), ("postgres", info.password), ("root", "")):
+            with pytest.raises(psycopg.OperationalError, match="password"):
+                psycopg.connect(
+                    host=info.host, port=info.port, dbname="postgres", user=user, password=password
+                )
+
+
+def test_no_process_of_the_server_can_tell_the_password(home):
+    """Arguments are shown to every user, the environment to the server's own."""
+    with LocalPostgres(home, find=no_timescaledb) as info:
+        postmaster = psutil.Process(server_pid(home))
+        family = [postmaster, *postmaster.children(recursive=True)]
+        for process in family:
+            with contextlib.suppress(psutil.AccessDenied, psutil.NoSuchProcess):  # ended meanwhile
+                assert info.password not in " ".join(process.cmdline())
+                assert info.password not in str(process.environ())
+        assert not any("CRYPTO_PIPELINE" in name for name in postmaster.environ())
+        assert stat.S_IMODE((home / "postgres/data").stat().st_mode) == 0o700
 
 
 def test_psql_takes_the_url(home):

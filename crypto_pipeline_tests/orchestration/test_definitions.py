@@ -76,7 +76,16 @@ def test_the_definition_surface(definitions: dg.Definitions) -> None:
             ("maintenance_hourly", "23 * * * *", "RUNNING", "UTC"),
         ],
         "sensors": [("heal_ohlcv", 30, "RUNNING")],
-        "resources": ["ccxt", "clock", "database", "lake", "ledger", "timescale", "validated_lake"],
+        "resources": [
+            "ccxt",
+            "clock",
+            "database",
+            "io_manager",
+            "lake",
+            "ledger",
+            "timescale",
+            "validated_lake",
+        ],
     }
 
 
