@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,14 +32,17 @@ _RECEIVED_LIMIT: Final = 2_000
 _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
+Positions = tuple[int, int, int, int, int, int] | tuple[str, str, str, str, str, str]
+
+
 class Layout(NamedTuple):
     """Where an exchange puts the six numbers of a candle in a row.
 
-    ``positions``: index of open_time, open, high, low, close, volume; ``time_unit_ms``: what one
-    unit of open_time is worth.
+    ``positions``: index of open_time, open, high, low, close, volume, or their names where rows are
+    objects; ``time_unit_ms``: what one unit of open_time is worth.
     """
 
-    positions: tuple[int, int, int, int, int, int]
+    positions: Positions
     time_unit_ms: int = 1
 
 
@@ -157,13 +160,11 @@ _Columns = tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]], list[str 
 def _columns(rows: Sequence[object], layout: Layout) -> _Columns:
     if not rows:
         return np.empty(0, np.int64), [np.empty(0) for _ in VALUES], []
-    if not {list, tuple}.issuperset(map(type, rows)):  # texts and dicts can be iterated, too
-        return _columns_by_row(rows, layout)
     try:
-        columns = list(zip(*rows, strict=True))
-        time = _whole_numbers(columns[layout.positions[0]])
-        values = [_numbers(columns[position]) for position in layout.positions[1:]]
-    except (TypeError, ValueError, IndexError, OverflowError):
+        columns = _six(rows, layout)
+        time = _whole_numbers(columns[0])
+        values = [_numbers(column) for column in columns[1:]]
+    except (TypeError, ValueError, LookupError, OverflowError):
         return _columns_by_row(rows, layout)
     low, high = _TIME_BOUNDS_MS
     if time.min() < low or time.max() > (high - 1) // layout.time_unit_ms:
@@ -173,7 +174,20 @@ def _columns(rows: Sequence[object], layout: Layout) -> _Columns:
     return time * layout.time_unit_ms, values, [None] * len(rows)
 
 
-def _whole_numbers(column: tuple[object, ...]) -> npt.NDArray[np.int64]:
+def _six(rows: Sequence[Any], layout: Layout) -> list[Sequence[object]]:
+    """The rows' six columns; LookupError, TypeError or ValueError unless all rows are alike."""
+    kinds = set(map(type, rows))
+    if isinstance(layout.positions[0], str):
+        if kinds != {dict}:
+            raise TypeError("not all rows are objects")
+        return [[row[name] for row in rows] for name in layout.positions]
+    if not kinds <= {list, tuple}:  # texts and dicts can be iterated, too
+        raise TypeError("not all rows are lists")
+    columns = list(zip(*rows, strict=True))
+    return [columns[position] for position in layout.positions]
+
+
+def _whole_numbers(column: Sequence[object]) -> npt.NDArray[np.int64]:
     """A column of integers or of their decimal text; ValueError if any cell is something else."""
     kinds = set(map(type, column))
     array = pa.array(column)
@@ -183,7 +197,7 @@ def _whole_numbers(column: tuple[object, ...]) -> npt.NDArray[np.int64]:
     return np.asarray(pc.cast(array, pa.int64()))
 
 
-def _numbers(column: tuple[object, ...]) -> npt.NDArray[np.float64]:
+def _numbers(column: Sequence[object]) -> npt.NDArray[np.float64]:
     """A column of numbers or of their decimal text; ValueError if any cell is something else."""
     kinds = set(map(type, column))  # asked of the cells: pyarrow takes [1.5, True] for floats
     if kinds != {str} and not kinds <= {int, float}:
@@ -197,8 +211,9 @@ def _columns_by_row(rows: Sequence[object], layout: Layout) -> _Columns:
     values = [np.full(len(rows), math.nan) for _ in VALUES]
     received: list[str | None] = []
     for index, row in enumerate(rows):
-        time = _time(_cell(row, layout.positions[0]), layout.time_unit_ms)
-        numbers = [_number(_cell(row, position)) for position in layout.positions[1:]]
+        opened, *others = [_cell(row, column) for column in layout.positions]
+        time = _time(opened, layout.time_unit_ms)
+        numbers = [_number(cell) for cell in others]
         if time is not None:
             open_time[index] = time
         for column, number in zip(values, numbers, strict=True):
@@ -217,9 +232,11 @@ def as_received(row: object) -> str:
     return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates
 
 
-def _cell(row: object, position: int) -> object:
-    if isinstance(row, list | tuple) and position < len(row):
-        return row[position]
+def _cell(row: object, column: int | str) -> object:
+    if isinstance(column, str):
+        return row.get(column) if isinstance(row, dict) else None
+    if isinstance(row, list | tuple) and column < len(row):
+        return row[column]
     return None
 
 

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Final
 
 import ccxt.async_support
 import orjson
@@ -27,6 +27,8 @@ from crypto_pipeline.core.pacing import Pacer
 from crypto_pipeline.errors import BadAnswer, ConfigError, ExchangeUnavailable
 from crypto_pipeline.exchanges.bounded import EXTRA_ROWS, Bound, bounded_session
 from crypto_pipeline.redaction import redacted
+
+_LONGEST_INTEGER: Final = 4_000
 
 
 @dataclass
@@ -134,7 +136,7 @@ class StrictAnswers:
         return await super().fetch(url, method, headers, body)  # type: ignore[misc]
 
     def on_json_response(self, body: str) -> Any:
-        """Decode a body. ``NaN`` is no JSON, but one such number must not cost the whole page.
+        """Decode a body. One cell that no JSON should hold must not cost the whole page.
 
         Raises:
             ValueError: no JSON, or such that its decoding would take the memory: ccxt goes on with
@@ -264,14 +266,23 @@ def strict_exchange(ccxt_id: str, options: dict[str, Any]) -> Any:
 
 
 def _decoded(body: str) -> Any:
+    """JSON; the standard library reads what orjson refuses as a whole: NaN, 1e999, ``\\ud800``.
+
+    Raises:
+        ValueError: no JSON.
+        RecursionError: nested too deeply.
+    """
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         if "depth limit" in error.msg:
             raise RecursionError from None
-        if "NaN" in body or "Infinity" in body:
-            return json.loads(body)
-        raise
+    return json.loads(body, parse_int=_whole)
+
+
+def _whole(digits: str) -> int | float:
+    """Python itself refuses more than 4,300 digits."""
+    return int(digits) if len(digits) < _LONGEST_INTEGER else float(digits)
 
 
 def _holds(body: Any, rows: list[Any], depth: int = 4) -> bool:
