@@ -33,14 +33,17 @@ _RECEIVED_LIMIT: Final = 2_000
 _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
+Positions = tuple[int, int, int, int, int, int] | tuple[str, str, str, str, str, str]
+
+
 class Layout(NamedTuple):
     """Where an exchange puts the six numbers of a candle in a row.
 
-    ``positions``: index of open_time, open, high, low, close, volume; ``time_unit_ms``: what one
-    unit of open_time is worth.
+    ``positions``: index of open_time, open, high, low, close, volume, or their names where rows are
+    objects; ``time_unit_ms``: what one unit of open_time is worth.
     """
 
-    positions: tuple[int, int, int, int, int, int]
+    positions: Positions
     time_unit_ms: int = 1
 
 
@@ -170,11 +173,11 @@ def _together(answers: Sequence[Answer]) -> list[_Columns] | None:
     rows = list(chain.from_iterable(answer.rows for answer in answers))
     if any(answer.layout != layout for answer in answers):
         return None
-    if not rows or not {list, tuple}.issuperset(map(type, rows)):
+    if not rows:
         return None
     try:
         cells = _cells(rows, layout)
-    except IndexError:
+    except (TypeError, LookupError):
         return None
     found = _plain(cells, layout)
     if found is None:
@@ -188,8 +191,14 @@ def _together(answers: Sequence[Answer]) -> list[_Columns] | None:
 
 
 def _cells(rows: Sequence[Any], layout: Layout) -> list[list[object]]:
-    """The six columns of rows; IndexError where one is too short."""
-    return [[row[position] for row in rows] for position in layout.positions]
+    """The six columns of rows; TypeError or LookupError unless all of them are alike."""
+    kinds = set(map(type, rows))
+    if isinstance(layout.positions[0], str):
+        if kinds != {dict}:
+            raise TypeError("not all rows are objects")
+    elif not kinds <= {list, tuple}:  # texts and dicts can be iterated, too
+        raise TypeError("not all rows are lists")
+    return [[row[column] for row in rows] for column in layout.positions]
 
 
 def _plain(
@@ -212,11 +221,9 @@ def _plain(
 def _columns(rows: Sequence[object], layout: Layout) -> _Columns:
     if not rows:
         return np.empty(0, np.int64), [np.empty(0) for _ in VALUES], None
-    if not {list, tuple}.issuperset(map(type, rows)):  # texts and dicts can be iterated, too
-        return _columns_by_row(rows, layout)
     try:
         cells = _cells(rows, layout)
-    except IndexError:
+    except (TypeError, LookupError):
         return _columns_by_row(rows, layout)
     found = _plain(cells, layout)
     if found is None:
@@ -253,8 +260,9 @@ def _columns_by_row(rows: Sequence[object], layout: Layout) -> _Columns:
     values = [np.full(len(rows), math.nan) for _ in VALUES]
     received: list[str | None] = []
     for index, row in enumerate(rows):
-        time = _time(_cell(row, layout.positions[0]), layout.time_unit_ms)
-        numbers = [_number(_cell(row, position)) for position in layout.positions[1:]]
+        opened, *others = [_cell(row, column) for column in layout.positions]
+        time = _time(opened, layout.time_unit_ms)
+        numbers = [_number(cell) for cell in others]
         if time is not None:
             open_time[index] = time
         for column, number in zip(values, numbers, strict=True):
@@ -273,9 +281,11 @@ def as_received(row: object) -> str:
     return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates
 
 
-def _cell(row: object, position: int) -> object:
-    if isinstance(row, list | tuple) and position < len(row):
-        return row[position]
+def _cell(row: object, column: int | str) -> object:
+    if isinstance(column, str):
+        return row.get(column) if isinstance(row, dict) else None
+    if isinstance(row, list | tuple) and column < len(row):
+        return row[column]
     return None
 
 

@@ -80,11 +80,12 @@ def _kind(error: BaseException, seen: Exchanged) -> type[ExchangeError]:  # noqa
     if status == 403 or isinstance(error, ccxt_errors.RestrictedLocation):
         return ExchangeBlocked
     later = (ccxt_errors.OperationFailed, aiohttp.ClientError, asyncio.TimeoutError, OSError)
-    if isinstance(error, ccxt_errors.BadResponse):
+    cause = error.__cause__
+    if isinstance(error, ccxt_errors.BadResponse) or _no_http(cause):
         return BadAnswer
     if (status or 0) >= 500 or isinstance(error, later) or (bare and _says(error, _LATER)):
         return ExchangeUnavailable
-    if isinstance(error.__cause__, aiohttp.ClientError):
+    if isinstance(cause, aiohttp.ClientError):
         return ExchangeUnavailable
     if not isinstance(error, ccxt_errors.BaseError):
         return BadAnswer  # ccxt's own code stumbling over an answer raises KeyError, TypeError …
@@ -92,6 +93,13 @@ def _kind(error: BaseException, seen: Exchanged) -> type[ExchangeError]:  # noqa
     if bare and not refused and not _says(error, _NEVER):
         return BadAnswer
     return RequestRefused
+
+
+def _no_http(cause: BaseException | None) -> bool:
+    """Whether aiohttp could not read the answer's head: broken, endless, redirecting in a circle."""
+    return isinstance(cause, aiohttp.ClientResponseError) and not isinstance(
+        cause, aiohttp.ClientHttpProxyError
+    )
 
 
 def _says(error: BaseException, signs: tuple[str, ...]) -> bool:

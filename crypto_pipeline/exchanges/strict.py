@@ -17,14 +17,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Final
 
 import ccxt.async_support
 import orjson
 
+from crypto_pipeline.core.answers import as_received
 from crypto_pipeline.core.pacing import Pacer
 from crypto_pipeline.errors import BadAnswer, ConfigError, ExchangeUnavailable
+from crypto_pipeline.exchanges.bounded import EXTRA_ROWS, Bound, bounded_session
 from crypto_pipeline.redaction import redacted
+
+_LONGEST_INTEGER: Final = 4_000
 
 
 @dataclass
@@ -37,6 +41,7 @@ class Exchanged:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     body: Any = None
+    not_decoded: str | None = None  # why a JSON body was left alone
     rows: list[Any] | None = None
 
     def header(self, name: str) -> str | None:
@@ -71,6 +76,7 @@ class Exchanged:
         """Forget an earlier request of the same call, such as the one for the markets."""
         self.sent_at, self.received_at = sent_at, 0
         self.status, self.headers, self.body, self.rows = None, {}, None, None
+        self.not_decoded = None
 
 
 CURRENT: ContextVar[Exchanged | None] = ContextVar("crypto_pipeline_exchanged", default=None)
@@ -83,6 +89,31 @@ class StrictAnswers:
     clock: Callable[[], int] = staticmethod(lambda: time.time_ns() // 1_000_000)
     on_request: Callable[[], None] = staticmethod(lambda: None)
     pacer: Pacer | None = None
+    answer_bytes: int = 32_000_000
+    page: int = 1_000
+
+    @property
+    def bound(self) -> Bound:
+        """Of the next answer: until the markets are there, it is a list of markets."""
+        if not self.markets:  # type: ignore[attr-defined]
+            return Bound(self.answer_bytes, "answer_megabytes")
+        return Bound.of_page(self.page, at_most=self.answer_bytes)
+
+    def open(self, lazy: bool = False) -> None:  # noqa: FBT001, FBT002 - ccxt's signature
+        """Open the session, its answers bounded."""
+        before = self.session  # type: ignore[has-type]
+        super().open(lazy)  # type: ignore[misc]
+        if self.own_session and self.session is not before:  # type: ignore[attr-defined,has-type]
+            self.session = bounded_session(self.session, lambda: self.bound)  # type: ignore[has-type]
+
+    def get_socks_proxy_session(self, proxy: str) -> Any:
+        """The session by a proxy, its answers bounded."""
+        known = dict(self.socks_proxy_sessions or {})  # type: ignore[attr-defined]
+        session = super().get_socks_proxy_session(proxy)  # type: ignore[misc]
+        if known.get(proxy) is not session:
+            session = bounded_session(session, lambda: self.bound)
+            self.socks_proxy_sessions[proxy] = session  # type: ignore[attr-defined]
+        return session
 
     async def throttle(self, cost: float | None = None) -> None:
         """Wait for a place in the budget of all processes; every REST call of ccxt comes by here."""
@@ -104,15 +135,23 @@ class StrictAnswers:
             exchanged.restart(self.clock())
         return await super().fetch(url, method, headers, body)  # type: ignore[misc]
 
-    @staticmethod
-    def on_json_response(body: str) -> Any:
-        """Decode a body. ``NaN`` is no JSON, but one such number must not cost the whole page."""
+    def on_json_response(self, body: str) -> Any:
+        """Decode a body. One cell that no JSON should hold must not cost the whole page.
+
+        Raises:
+            ValueError: no JSON, or such that its decoding would take the memory: ccxt goes on with
+                None, so that the status of the answer still counts.
+        """
+        wrong = self.bound.broken_by(body)
         try:
-            return orjson.loads(body)
-        except ValueError:
-            if "NaN" in body or "Infinity" in body:
-                return json.loads(body)
-            raise
+            if wrong is None:
+                return _decoded(body)
+        except RecursionError:
+            wrong = f"JSON nested too deeply to be an answer ({self._shown(body[:200])})"
+        exchanged = CURRENT.get()
+        if exchanged is not None:
+            exchanged.not_decoded = wrong
+        raise ValueError(wrong)
 
     def handle_errors(
         self,
@@ -139,6 +178,12 @@ class StrictAnswers:
         if not 200 <= code < 300:
             self.handle_http_status_code(code, reason, url, method, body)  # type: ignore[attr-defined]
             raise ExchangeUnavailable(f"HTTP {code} {reason}", http_status=code)
+        if exchanged is not None and exchanged.not_decoded is not None:
+            raise BadAnswer(
+                f"HTTP {code} with {exchanged.not_decoded}",
+                hint=self.bound.hint,
+                http_status=code,
+            )
         if response is None or isinstance(response, str):
             raise BadAnswer(
                 f"HTTP {code} with {self._shown(body)} instead of JSON", http_status=code
@@ -187,7 +232,14 @@ class StrictAnswers:
         if not isinstance(rows, list) or not _holds(exchanged.body, rows):
             raise BadAnswer(
                 f"HTTP {exchanged.status} with JSON that holds no list of {what} where this"
-                f" exchange puts them: {self._shown(str(exchanged.body))}",
+                f" exchange puts them: {self._shown(as_received(exchanged.body))}",
+                http_status=exchanged.status,
+            )
+        if len(rows) > self.page + EXTRA_ROWS:
+            raise BadAnswer(
+                f"HTTP {exchanged.status} with {len(rows):,} {what}, where a page of"
+                f" {self.page:,} and {EXTRA_ROWS:,} more are allowed",
+                hint=self.bound.hint,
                 http_status=exchanged.status,
             )
         exchanged.rows = rows
@@ -211,6 +263,26 @@ def strict_exchange(ccxt_id: str, options: dict[str, Any]) -> Any:
     if ccxt_id not in ccxt.async_support.exchanges or genuine is None:
         raise ConfigError(f"ccxt {ccxt.__version__} has no exchange {ccxt_id!r}.")
     return type(f"Strict{ccxt_id.title()}", (StrictAnswers, genuine), {})(options)
+
+
+def _decoded(body: str) -> Any:
+    """JSON; the standard library reads what orjson refuses as a whole: NaN, 1e999, ``\\ud800``.
+
+    Raises:
+        ValueError: no JSON.
+        RecursionError: nested too deeply.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if "depth limit" in error.msg:
+            raise RecursionError from None
+    return json.loads(body, parse_int=_whole)
+
+
+def _whole(digits: str) -> int | float:
+    """Python itself refuses more than 4,300 digits."""
+    return int(digits) if len(digits) < _LONGEST_INTEGER else float(digits)
 
 
 def _holds(body: Any, rows: list[Any], depth: int = 4) -> bool:

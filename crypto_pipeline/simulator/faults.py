@@ -25,7 +25,21 @@ Act = Literal[
     "drop_mid_body",  # the connection closes half way through the body
     "wrong_pair",  # kraken: the true rows under another pair's name (`pair`)
     "bad_candles",  # true rows spoiled in one way (`spoil`)
+    "large",  # JSON of `megabytes`; without saying how much it is where `encoding` is "chunked"
+    "many_rows",  # the true rows again and again, `rows` of them
+    "many_values",  # JSON of `megabytes` that is 24 times as large once decoded
+    "deep",  # JSON lists in lists, of `megabytes`
+    "bomb",  # JSON of `megabytes`, packed by `encoding` to a thousandth of it
+    "endless",  # JSON that never ends, as fast as it is read
+    "trickle",  # JSON that never ends, 50 bytes a second
+    "many_headers",  # `rows` header fields of 1 KB before the true answer
+    "many_interims",  # `rows` times "100 Continue" before the true answer
 ]
+#: Acts of :mod:`crypto_pipeline.simulator.hostile`.
+HOSTILE = (
+    "large", "many_rows", "many_values", "deep", "bomb", "endless", "trickle", "many_headers",
+    "many_interims",
+)  # fmt: skip
 Spoil = Literal[
     "high_below_low",
     "negative_price",
@@ -68,6 +82,7 @@ class Fault(BaseModel):
         count: acts that are left; None is no limit.
         latency: seconds before anything else happens.
         body: for "status" and "body": a name from `BODIES` or the text itself.
+        megabytes, rows, encoding: sizes and packing of hostile answers.
         open_times: for "bad_candles": which rows, milliseconds UTC; None is the middle row.
     """
 
@@ -92,6 +107,9 @@ class Fault(BaseModel):
     pair: str = "XXBTZEUR"
     spoil: Spoil | None = None
     open_times: list[int] | None = None
+    megabytes: int = Field(default=100, ge=1, le=2_000)
+    rows: int = Field(default=100_000, ge=1, le=20_000_000)
+    encoding: Literal["", "chunked", "gzip", "deflate", "raw deflate"] = ""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -99,6 +117,8 @@ class Fault(BaseModel):
             raise ValueError("status goes with act 'status', and only with it")
         if (self.act == "bad_candles") != (self.spoil is not None):
             raise ValueError("spoil goes with act 'bad_candles', and only with it")
+        if (self.act == "bomb") != (self.encoding not in ("", "chunked")):
+            raise ValueError("an encoding that packs goes with act 'bomb', and only with it")
         return self
 
     @property

@@ -20,7 +20,8 @@ from crypto_pipeline.simulator.config import SimulatorConfig
 from crypto_pipeline.simulator.control import handle_control
 from crypto_pipeline.simulator.dialects import Route, make_dialect
 from crypto_pipeline.simulator.exchange import SimulatedExchange
-from crypto_pipeline.simulator.faults import Fault, FaultBook
+from crypto_pipeline.simulator.faults import HOSTILE, Fault, FaultBook
+from crypto_pipeline.simulator.hostile import hostile_answer
 from crypto_pipeline.simulator.pages import BlockCache
 from crypto_pipeline.simulator.spoiling import renamed_pair, spoiled_candles
 from crypto_pipeline.simulator.truth import Truth
@@ -196,6 +197,8 @@ def _faulty(answer: Answer, fault: Fault, exchange: SimulatedExchange, route: Ro
             answer.body = renamed_pair(answer.whole, fault.pair)
         case "bad_candles" if route.endpoint == "candles" and answer.status == 200:
             answer.body = spoiled_candles(answer.whole, fault, exchange.dialect)
+        case act if act in HOSTILE:
+            answer = hostile_answer(answer, fault, exchange.dialect)
     return answer
 
 

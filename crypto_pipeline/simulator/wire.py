@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Literal, cast
+from typing import Any, Literal, cast
 from urllib.parse import unquote_plus
 
 import orjson
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 Buffer = bytes | memoryview
 _HEAD_END = b"\r\n\r\n"
 _LONGEST_HEAD = 65_536
+_INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
 _FAILED = "The simulator failed on %s %s"
 
 
@@ -43,6 +45,9 @@ class Answer:
     Attributes:
         body: whole, or in pieces that are sent one after the other.
         drop: close the connection "before" anything is sent, or "mid_body".
+        chunked: send it in chunks, without saying how long it is.
+        pause: seconds after which the body is sent again, and so on for ever; only if chunked.
+        interims: how many "100 Continue" come before it.
     """
 
     body: Buffer | Sequence[Buffer] = b""
@@ -50,6 +55,9 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
     drop: Literal["before", "mid_body"] | None = None
+    chunked: bool = False
+    pause: float | None = None
+    interims: int = 0
 
     @classmethod
     def json(cls, content: object, *, status: int = 200) -> Answer:
@@ -110,6 +118,14 @@ class _Connection(asyncio.Protocol):
         self._received = b""
         self._transport: asyncio.WriteTransport | None = None
         self._task: asyncio.Task[None] | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)
@@ -149,16 +165,19 @@ class _Connection(asyncio.Protocol):
             if isinstance(result, Answer):
                 self._send(result)
             else:
-                self._task = asyncio.get_running_loop().create_task(self._later(request, result))
+                self._later(self._when_there(request, result))
 
-    async def _later(self, request: HttpRequest, result: Awaitable[Answer]) -> None:
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.get_running_loop().create_task(work)
+
+    async def _when_there(self, request: HttpRequest, result: Awaitable[Answer]) -> None:
         try:
             answer = await result
         except Exception:  # as above
             logger.exception(_FAILED, request.method, request.path)
             answer = Answer.json({"error": "the simulator failed; see its log"}, status=500)
-        self._send(answer)
         self._task = None
+        self._send(answer)
         self._advance()
 
     def _send(self, answer: Answer) -> None:
@@ -175,7 +194,23 @@ class _Connection(asyncio.Protocol):
             transport.writelines([head, whole[: len(whole) // 2]])
             transport.close()
             return
-        transport.writelines([head, *pieces])
+        if answer.chunked:
+            transport.write(head)
+            self._later(self._chunks(b"".join(_chunk(piece) for piece in pieces), answer.pause))
+            return
+        transport.writelines([_INTERIM * answer.interims, head, *pieces])
+
+    async def _chunks(self, chunks: bytes, pause: float | None) -> None:
+        """Send the chunks, once or for ever, no faster than they are read."""
+        while self._transport is not None:
+            self._transport.write(chunks)
+            if pause is None:
+                self._transport.write(_LAST_CHUNK)
+                break
+            await asyncio.sleep(pause)
+            await self._writable.wait()
+        self._task = None
+        self._advance()
 
 
 def _next_request(received: bytes) -> tuple[HttpRequest | None, bytes]:
@@ -216,8 +251,13 @@ def _head(answer: Answer, length: int) -> bytes:
     lines = [f"HTTP/1.1 {answer.status} {_reason(answer.status)}"]
     lines += [f"{name}: {value}" for name, value in answer.headers.items()]
     if answer.status != HTTPStatus.NO_CONTENT:
-        lines.append(f"Content-Type: {answer.content_type}\r\nContent-Length: {length}")
+        size = "Transfer-Encoding: chunked" if answer.chunked else f"Content-Length: {length}"
+        lines.append(f"Content-Type: {answer.content_type}\r\n{size}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def _chunk(piece: Buffer) -> bytes:
+    return b"".join([b"%x\r\n" % len(piece), piece, b"\r\n"])
 
 
 @lru_cache

@@ -150,6 +150,8 @@ MISTAKES: Final[list[tuple[tuple[str | int, ...], Any, str]]] = [
     (("exchanges", "binance", "concurrency"), "many", "valid integer"),
     (("exchanges", "binance", "timeout_seconds"), 0.0001, "greater than or equal to 0.1"),
     (("exchanges", "binance", "timeout_seconds"), float("inf"), "must be a finite number"),
+    (("exchanges", "binance", "answer_megabytes"), 0.5, "greater than or equal to 1"),
+    (("exchanges", "binance", "answer_megabytes"), 2_000, "less than or equal to 1000"),
     (("exchanges", "binance", "timeout_seconds"), float("nan"), "must be a finite number"),
     (("exchanges", "binance", "retry", "longest_wait_seconds"), float("inf"), "finite number"),
     (("exchanges", "binance", "habits", "page"), 0, "greater than or equal to 1"),

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pandas as pd
 import pytest
 
-from crypto_pipeline.core.answers import CCXT_LAYOUT, Answer, observations_of
+from crypto_pipeline.core.answers import Answer, observations_of
 from crypto_pipeline.core.candles import VALUES
 from crypto_pipeline.core.coverage import Series
 from crypto_pipeline.core.habits import HABITS
@@ -177,22 +177,52 @@ def test_the_answer_of_every_exchange_is_read_as_ccxt_reads_it(ccxt_id: str) -> 
     )
 
 
-@pytest.mark.parametrize("ccxt_id", [key for key in HABITS if key not in
-                                     ("coinbase", "bitstamp", "htx", "cryptocom", "hyperliquid")])  # fmt: skip
-def test_pages_of_lists_are_converted_in_bulk(ccxt_id: str) -> None:
-    """The layout is learnt from ccxt, so no page of these goes through ccxt candle by candle."""
+@pytest.mark.parametrize("ccxt_id", HABITS)
+def test_pages_are_read_in_bulk(ccxt_id: str) -> None:
+    """The layout, places or names, is learnt from ccxt: no page goes through it candle by candle."""
     answer, _ = _fetched(ccxt_id, ANSWERS[ccxt_id])
-    assert all(len(row) >= 6 for row in answer.rows if isinstance(row, list))
-    raw = json.dumps(answer.rows)
-    assert raw in json.dumps(ANSWERS[ccxt_id])
+    assert json.dumps(answer.rows) in json.dumps(ANSWERS[ccxt_id])
+    assert isinstance(answer.rows[0], dict) == isinstance(answer.layout.positions[0], str)
 
 
 @pytest.mark.parametrize("ccxt_id", ["coinbase", "bitstamp", "htx", "cryptocom", "hyperliquid"])
-def test_pages_of_objects_are_converted_by_ccxt(ccxt_id: str) -> None:
-    """A row that is a JSON object has names, not places: ccxt reads it, without sorting."""
-    answer, _ = _fetched(ccxt_id, ANSWERS[ccxt_id])
-    assert answer.layout == CCXT_LAYOUT
-    assert sorted(answer.rows) == [list(candle) for candle in _CANDLES]
+@pytest.mark.parametrize("cell", [True, "1_000", "\uff11\uff12", " 1 ", [1], "1e999"])
+def test_what_ccxt_takes_for_a_number_is_none(ccxt_id: str, cell: object) -> None:
+    """Found by fuzzing: rows that are objects went through ccxt, which read ``True`` as 1.0.
+
+    And a refused row showed what ccxt had made of it instead of what came.
+    """
+    content = json.loads(json.dumps(ANSWERS[ccxt_id]))
+    row = _objects(content)[1]
+    name = next(name for name in row if name in ("h", "high"))
+    row[name] = cell
+    answer, _ = _fetched(ccxt_id, content)
+    read = observations_of(answer, run_id="", settle_ms=0)
+    assert read["high"].isna().sum() + (read["high"] == float("inf")).sum() == 1
+    (received,) = read["received"].dropna()
+    assert json.loads(received) == row
+
+
+def test_an_object_among_lists_is_refused_and_changes_nothing_else() -> None:
+    """Found by fuzzing: one object sent the whole page through ccxt, which reads less strictly."""
+    content = json.loads(json.dumps(ANSWERS["binance"]))
+    content[0][2] = "1_000"
+    content.append({"open": "1"})
+
+    async def run() -> Answer:
+        async with serving(always(content)) as url, wrapped("binance", url) as wrapper:
+            return await wrapper.fetch(Series("BTC/USDT", "1m"), _WINDOW)
+
+    read = observations_of(asyncio.run(run()), run_id="", settle_ms=0)
+    assert read["received"].notna().tolist() == [True, False, False, True]
+
+
+def _objects(content: Any) -> list[dict[str, Any]]:
+    """The rows, wherever they are."""
+    if isinstance(content, list) and content and "1" not in content and len(content) > 1:
+        return content
+    inner = content.values() if isinstance(content, dict) else content
+    return next(filter(None, map(_objects, (i for i in inner if isinstance(i, list | dict)))), [])
 
 
 @pytest.mark.parametrize("ccxt_id", HABITS)
