@@ -22,6 +22,8 @@ DAGSTER_URL: Final = "DAGSTER_POSTGRES_URL"
 DAGSTER_HOME: Final = "DAGSTER_HOME"
 #: Where ``up --demo`` and tests run the exchange simulator; the demo's pipeline file reads it.
 SIMULATOR_URL: Final = "CRYPTO_PIPELINE_SIMULATOR_URL"
+#: On every process of an `up`: its home.
+UP: Final = "CRYPTO_PIPELINE_UP"
 
 
 @dataclass(frozen=True, kw_only=True)

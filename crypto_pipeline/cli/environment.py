@@ -64,6 +64,8 @@ def shared_environment(
             DATABASE_URL: database,
             DAGSTER_URL: dagster,
             DAGSTER_HOME: str(_dagster_home(settings)),
+            # Else a backfill fails for good while the code server is down for a moment.
+            "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR": "1",
             "PATH": _path(settings.environment.get("PATH", "")),
         }
 

@@ -14,6 +14,9 @@ _LOCATIONS = """
 query { workspaceOrError { __typename ... on Workspace { locationEntries { name loadStatus
   locationOrLoadError { __typename ... on PythonError { message } } } } } }
 """
+_RELOAD = """
+mutation ($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) { __typename } }
+"""
 _LAUNCH_BACKFILL = """
 mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
   __typename
@@ -74,6 +77,24 @@ class Webserver:
             loaded = entry["locationOrLoadError"]
             if loaded["__typename"] == "PythonError":
                 raise LocalServiceError(f"The definitions do not load: {loaded['message']}")
+
+    def reload_broken_locations(self) -> list[str]:
+        """Load again what code could not be loaded, which starts its code server anew; their names.
+
+        A code server that was killed is not started again by anything else.
+
+        Raises:
+            LocalServiceError: no answer, or errors in it.
+        """
+        entries = self.query(_LOCATIONS)["workspaceOrError"].get("locationEntries", [])
+        broken = [
+            str(entry["name"])
+            for entry in entries
+            if (entry["locationOrLoadError"] or {}).get("__typename") == "PythonError"
+        ]
+        for name in broken:
+            self.query(_RELOAD, name=name)
+        return broken
 
     def launch_backfill(self, assets: Sequence[str], partitions: Sequence[str]) -> str:
         """Launch a backfill of these assets and partitions; its id.
