@@ -7,7 +7,7 @@ with a candle is in :mod:`crypto_pipeline.corridor` and :mod:`crypto_pipeline.co
 # No `from __future__ import annotations`: Dagster reads the annotations of decorated functions.
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import date
@@ -96,7 +96,16 @@ def build_assets(
         database: dg.ResourceParam[DatabaseResource],
     ) -> PartitionedCandles:
         """Conforming candles only; what breaks a rule goes to ``rejected_candles`` with its name."""
-        return PartitionedCandles(_validated(context, lake, database), note=_noting(context))
+        under_way: list[Callable[[], None]] = []
+
+        def still_ours() -> None:
+            under_way[0]()
+
+        return PartitionedCandles(
+            _validated(context, lake, database, under_way),
+            note=_noting(context),
+            last_check=still_ours,
+        )
 
     @dg.asset(
         partitions_def=partitions,
@@ -202,14 +211,19 @@ def _resting(
 
 
 def _validated(
-    context: dg.AssetExecutionContext, lake: LakeResource, database: DatabaseResource
+    context: dg.AssetExecutionContext,
+    lake: LakeResource,
+    database: DatabaseResource,
+    under_way: list[Callable[[], None]],
 ) -> Iterator[tuple[Partition, pd.DataFrame]]:
+    """Each partition's candles; ``under_way`` holds the check of its lock while it is written."""
     note = _noting(context)
     zone = lake.raw()
     with database.connect() as conn, database.raw_locks() as lock:
         for partition in partitions_of(context.partition_keys):
             # Held until the file is written: an older look must not replace a newer one's.
-            with lock(*partition):
+            with lock(*partition) as still_ours:
+                under_way[:] = [still_ours]
                 verdict = validate(zone.read(*partition).observations, day=partition.day)
                 record_rejected(
                     conn,

@@ -20,6 +20,7 @@ class PartitionedCandles:
         frames: the partitions and their candles (columns of ``CANDLE_DTYPES``).
         note: where an IO manager puts what it did to each partition.
         live: whether the minute schedule collects them, as today's.
+        last_check: to be called just before the frame last given is put in an older one's place.
     """
 
     def __init__(
@@ -28,8 +29,10 @@ class PartitionedCandles:
         *,
         note: Note = lambda partition, metadata: None,
         live: bool = False,
+        last_check: Callable[[], None] = lambda: None,
     ) -> None:
         self._frames = frames
+        self.last_check = last_check
         self.note = note
         self.live = live
 
