@@ -63,6 +63,9 @@ def build_assets(
         """
         failures: list[CryptoPipelineError] = []
         wanted = partitions_of(context.partition_keys)
+        if EXCHANGE_TAG not in context.run.tags:
+            with told_to_dagster():
+                ledger.intend(wanted)
         for exchange, days in groupby(wanted, key=lambda partition: partition.exchange):
             try:
                 _collect(context, exchange, [day for _, day in days], ccxt, lake, database)

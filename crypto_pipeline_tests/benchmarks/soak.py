@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             names = [n for n in FAULTS if n.startswith(tuple((options.only or "").split(",")))]
             done = _torment(chaos, samples, names, options.minutes, chance)
             chaos.over()
-            healed = _settle(deployment, samples, simulator, to_ms(first), options.settle)
+            healed = _settle(deployment, samples, simulator, day_start_ms(first), options.settle)
             figures = {
                 "minutes": options.minutes,
                 "seed": options.seed,
@@ -98,7 +98,7 @@ def simulated() -> Iterator[SimulatorHandle]:
         yield simulator
 
 
-def _pipeline(simulator: SimulatorHandle, first: object) -> str:
+def _pipeline(simulator: SimulatorHandle, first: date) -> str:
     return yaml.safe_dump(
         {
             "exchanges": {
@@ -178,9 +178,8 @@ def _compare(deployment: Supervised, simulator: SimulatorHandle, first: int) -> 
     open_gaps = deployment.rows(OPEN)
     days = (until - first) // 86_400_000 + 1
     unseen = len(SYMBOLS) * days - deployment.rows(PARTITIONS)[0][0]
-    start = day_start_ms(datetime.fromtimestamp(first / 1_000, UTC).date())
     truth = pd.concat(
-        simulator.truth.candles(key, symbol, "1m", start, until).assign(exchange=key, symbol=symbol)
+        simulator.truth.candles(key, symbol, "1m", first, until).assign(exchange=key, symbol=symbol)
         for key, symbols in SYMBOLS.items()
         for symbol in symbols
     )
