@@ -205,7 +205,7 @@ class ExchangeWrapper:
             window=window,
             rows=rows,
             layout=layout,
-            fetched_at=seen.received_at,
+            fetched_at=seen.sent_at,
             clock_offset_ms=self.exchange_clock.offset_ms,
         )
 
@@ -221,7 +221,7 @@ class ExchangeWrapper:
         request = TradesRequest(self._ccxt, symbol, cursor)
         seen = await self._asker.ask(request, tried)
         return request.page(
-            fetched_at=seen.received_at, clock_offset_ms=self.exchange_clock.offset_ms
+            fetched_at=seen.sent_at, clock_offset_ms=self.exchange_clock.offset_ms
         )
 
     def _check(self, series: Series, tried: str) -> None:
