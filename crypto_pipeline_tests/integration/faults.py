@@ -33,8 +33,10 @@ def nothing_half_is_visible(pipeline: Pipeline) -> None:
         found = ours[KEY].merge(truth, on=KEY, how="left")
         pd.testing.assert_frame_equal(found, ours)
     for exchange, day in pipeline.rows(
-        "SELECT exchange, partition_date FROM candle_partitions WHERE complete AND NOT live"
+        "SELECT exchange, partition_date FROM candle_partitions WHERE complete"
     ):
+        if day_start_ms(day) + DAY_MS > pipeline.now:
+            continue  # today's: what is due of it changes by the minute
         _equal(pipeline, exchange, day_start_ms(day), day_start_ms(day) + DAY_MS)
 
 
