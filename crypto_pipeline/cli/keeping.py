@@ -28,6 +28,8 @@ from crypto_pipeline.settings import DAGSTER_URL, DATABASE_URL, UP, Settings
 _READY_SECONDS: Final = 120.0
 _LOOK_SECONDS: Final = 5.0
 _CONNECT_SECONDS: Final = 3
+#: Loading takes a while, and loading again ends what is just being started.
+_RELOAD_SECONDS: Final = 60.0
 _LONGEST_PAUSE_SECONDS: Final = 60.0
 #: What has run for so long and dies is started again at once.
 _STABLE_SECONDS: Final = 120.0
@@ -93,6 +95,7 @@ class Keeper:
         self._group: AbstractContextManager[subprocess.Popen[bytes]] | None = None
         self._dagster: subprocess.Popen[bytes] | None = None
         self._started = self._looked = 0.0
+        self._reloaded = -_RELOAD_SECONDS
         self._pause = 0.0
 
     def __enter__(self) -> Self:
@@ -133,9 +136,13 @@ class Keeper:
         if not self._alive():
             self._see_to_dagster(now)
             return
+        if now - self._reloaded < _RELOAD_SECONDS:
+            return
         with suppress(LocalServiceError):  # just coming up, or busy: asked again soon
-            for name in self.webserver.reload_broken_locations():
-                say(f"The code server of {name} had died or cannot load it: started it again.")
+            for name in self.webserver.broken_locations():
+                self._reloaded = now
+                say(f"The code server of {name} had died, or cannot load it: starting it again.")
+                self.webserver.reload(name)
 
     @property
     def _is_local(self) -> bool:

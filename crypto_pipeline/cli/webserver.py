@@ -78,23 +78,28 @@ class Webserver:
             if loaded["__typename"] == "PythonError":
                 raise LocalServiceError(f"The definitions do not load: {loaded['message']}")
 
-    def reload_broken_locations(self) -> list[str]:
-        """Load again what code could not be loaded, which starts its code server anew; their names.
+    def broken_locations(self) -> list[str]:
+        """Names of the code locations that are not loaded: broken code, or a dead code server.
+
+        Raises:
+            LocalServiceError: no answer, or errors in it.
+        """
+        entries = self.query(_LOCATIONS)["workspaceOrError"].get("locationEntries", [])
+        return [
+            str(entry["name"])
+            for entry in entries
+            if (entry["locationOrLoadError"] or {}).get("__typename") == "PythonError"
+        ]
+
+    def reload(self, location: str) -> None:
+        """Load a code location again, which starts its code server anew.
 
         A code server that was killed is not started again by anything else.
 
         Raises:
             LocalServiceError: no answer, or errors in it.
         """
-        entries = self.query(_LOCATIONS)["workspaceOrError"].get("locationEntries", [])
-        broken = [
-            str(entry["name"])
-            for entry in entries
-            if (entry["locationOrLoadError"] or {}).get("__typename") == "PythonError"
-        ]
-        for name in broken:
-            self.query(_RELOAD, name=name)
-        return broken
+        self.query(_RELOAD, name=location)
 
     def launch_backfill(self, assets: Sequence[str], partitions: Sequence[str]) -> str:
         """Launch a backfill of these assets and partitions; its id.

@@ -7,7 +7,7 @@ with a candle is in :mod:`crypto_pipeline.corridor` and :mod:`crypto_pipeline.co
 # No `from __future__ import annotations`: Dagster reads the annotations of decorated functions.
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import date
@@ -27,7 +27,7 @@ from crypto_pipeline.corridor.requests import FailedRequest
 from crypto_pipeline.database.rejected_writer import record_rejected
 from crypto_pipeline.errors import CryptoPipelineError
 from crypto_pipeline.orchestration.failures import told_to_dagster
-from crypto_pipeline.orchestration.frames import PartitionedCandles
+from crypto_pipeline.orchestration.frames import HeldLock, PartitionedCandles
 from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 from crypto_pipeline.orchestration.resources import CcxtResource, DatabaseResource, LakeResource
@@ -99,15 +99,9 @@ def build_assets(
         database: dg.ResourceParam[DatabaseResource],
     ) -> PartitionedCandles:
         """Conforming candles only; what breaks a rule goes to ``rejected_candles`` with its name."""
-        under_way: list[Callable[[], None]] = []
-
-        def still_ours() -> None:
-            under_way[0]()
-
+        held = HeldLock()
         return PartitionedCandles(
-            _validated(context, lake, database, under_way),
-            note=_noting(context),
-            last_check=still_ours,
+            _validated(context, lake, database, held), note=_noting(context), last_check=held.check
         )
 
     @dg.asset(
@@ -217,16 +211,16 @@ def _validated(
     context: dg.AssetExecutionContext,
     lake: LakeResource,
     database: DatabaseResource,
-    under_way: list[Callable[[], None]],
+    held: HeldLock,
 ) -> Iterator[tuple[Partition, pd.DataFrame]]:
-    """Each partition's candles; ``under_way`` holds the check of its lock while it is written."""
+    """Each partition's candles, given while its lock is held."""
     note = _noting(context)
     zone = lake.raw()
     with database.connect() as conn, database.raw_locks() as lock:
         for partition in partitions_of(context.partition_keys):
             # Held until the file is written: an older look must not replace a newer one's.
             with lock(*partition) as still_ours:
-                under_way[:] = [still_ours]
+                held.check_by(still_ours)
                 verdict = validate(zone.read(*partition).observations, day=partition.day)
                 record_rejected(
                     conn,

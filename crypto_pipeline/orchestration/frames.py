@@ -13,6 +13,21 @@ from crypto_pipeline.orchestration.partitions import Partition
 Note = Callable[[Partition, Mapping[str, Any]], None]
 
 
+class HeldLock:
+    """The lock under which the frame last given was made, for whoever puts it in place."""
+
+    def __init__(self) -> None:
+        self._check: Callable[[], None] = lambda: None
+
+    def check_by(self, check: Callable[[], None]) -> None:
+        """Another lock is held now."""
+        self._check = check
+
+    def check(self) -> None:
+        """Raises if it was lost."""
+        self._check()
+
+
 class PartitionedCandles:
     """Candle frames by partition, produced as they are asked for; iterate once.
 
