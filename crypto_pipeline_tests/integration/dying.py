@@ -20,7 +20,7 @@ import psutil
 from crypto_pipeline.database import candle_writer, gap_writer
 from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
 from crypto_pipeline.lake import storage
-from crypto_pipeline.orchestration import assets, checks, io_managers
+from crypto_pipeline.orchestration import checks, io_managers
 from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline_tests.pipelines import Pipeline
 
@@ -90,8 +90,6 @@ MOMENTS: dict[str, Seam | MidCopy] = {
     "raw file: begun": Seam(storage, "_claim", nth=1),
     "raw file: written, not in place": Seam(Path, "replace", only=_in("raw")),
     "raw file: in place": Seam(Path, "replace", after=True, only=_in("raw")),
-    "before a partition is validated": Seam(assets, "validate"),
-    "after refused rows were noted": Seam(assets, "record_rejected", after=True),
     "validated file: written, not in place": Seam(Path, "replace", only=_in("validated")),
     "validated file: in place": Seam(Path, "replace", after=True, only=_in("validated")),
     "before COPY": Seam(candle_writer, "_copy"),
@@ -100,7 +98,6 @@ MOMENTS: dict[str, Seam | MidCopy] = {
     "after commit": Seam(io_managers, "replace_live_candles"),
     "between candles and ledger": Seam(io_managers, "replace_live_candles", after=True),
     "in the ledger's transaction": Seam(gap_writer, "note_answered"),
-    "before the checks": Seam(checks, "ohlcv_constraints"),
     "during the checks": Seam(checks, "gaps"),
 }
 

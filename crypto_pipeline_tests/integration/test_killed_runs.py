@@ -31,10 +31,8 @@ UNKNOWN = {"before the ledger knows of it"}
 #: The moments of a tick that differ from a backfill's: rows are merged into what is there.
 OF_A_TICK = [
     "raw file: written, not in place",
-    "validated file: in place",
     "in mid COPY",
     "between COPY and commit",
-    "between candles and ledger",
 ]
 
 
