@@ -1,11 +1,12 @@
 # Each target sets up what it needs; a second call sets up nothing. docs/development.md says more.
 PORT ?= 3000
 MINUTES ?= 10
+SEED ?= 1
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo run test check lint types soak bench lock clean
+.PHONY: install demo run test check lint types soak faults bench lock clean
 
 install: $(STAMP)
 
@@ -37,6 +38,9 @@ check: lint types test
 
 soak: install
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.minute --minutes $(MINUTES)
+
+faults: install
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.soak --minutes $(MINUTES) --seed $(SEED)
 
 bench: install
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.minute --minutes 3

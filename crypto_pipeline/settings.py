@@ -24,6 +24,8 @@ DAGSTER_HOME: Final = "DAGSTER_HOME"
 EVENT_BATCH: Final = "DAGSTER_EVENT_BATCH_SIZE"
 #: Where ``up --demo`` and tests run the exchange simulator; the demo's pipeline file reads it.
 SIMULATOR_URL: Final = "CRYPTO_PIPELINE_SIMULATOR_URL"
+#: On every process of an `up`: its home.
+UP: Final = "CRYPTO_PIPELINE_UP"
 
 
 @dataclass(frozen=True, kw_only=True)

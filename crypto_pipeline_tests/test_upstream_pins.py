@@ -150,3 +150,34 @@ def test_dagster_packages_are_of_one_release_and_sqlalchemy_keeps_psycopg2_the_d
     assert version("dagster") == version("dagster-webserver")
     assert version("dagster-postgres").split(".")[-1] == version("dagster").split(".")[-1]
     assert make_url("postgresql://host/db").get_dialect().driver == "psycopg2"
+
+
+def test_a_dead_run_is_run_again_once_and_one_that_must_not_be_is_not(tmp_path: Path) -> None:
+    """``run_retries`` by reason and tag: a run without a failed step was killed."""
+    from dagster._core.events import RunFailureReason
+    from dagster._core.execution.retries import auto_reexecution_should_retry_run
+
+    @dg.job
+    def job() -> None: ...
+
+    (tmp_path / "dagster.yaml").write_text(
+        "run_retries: {enabled: true, max_retries: 1, retry_on_asset_or_op_failure: false}\n"
+        "telemetry: {enabled: false}\n"
+    )
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+
+        def again(reason: RunFailureReason, **tags: str) -> bool:
+            run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.FAILURE, tags=tags)
+            return auto_reexecution_should_retry_run(instance, run, reason)
+
+        assert again(RunFailureReason.UNKNOWN)
+        assert not again(RunFailureReason.STEP_FAILURE)
+        assert not again(RunFailureReason.UNKNOWN, **{"dagster/max_retries": "0"})
+
+
+def test_backfills_wait_for_a_code_server_that_is_away_when_told_so_by_the_environment() -> None:
+    """Without the variable that cli/environment.py sets, they fail for good."""
+    from dagster._core.execution import asset_backfill
+
+    source = Path(asset_backfill.__file__).read_text()
+    assert 'os.environ.get("DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR")' in source

@@ -70,6 +70,8 @@ def shared_environment(
             DAGSTER_URL: dagster,
             DAGSTER_HOME: str(_dagster_home(settings)),
             EVENT_BATCH: settings.environment.get(EVENT_BATCH) or "100",
+            # Else a backfill fails for good while the code server is down for a moment.
+            "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR": "1",
             "PATH": _path(settings.environment.get("PATH", "")),
         }
 

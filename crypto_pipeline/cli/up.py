@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -22,10 +21,7 @@ from crypto_pipeline.errors import DatabaseError, LocalServiceError
 from crypto_pipeline.settings import DATABASE_URL
 
 _ASSETS: Final = ("raw_ohlcv", "validated_ohlcv", "timescale_candles")
-_READY_SECONDS: Final = 120.0
 _WATCH_SECONDS: Final = 2.0
-#: Dagster tells every step of every run: about 50 MB a day for three exchanges.
-_LOG_BYTES: Final = 100_000_000
 
 
 @click.command("up")
@@ -44,16 +40,16 @@ def command(config: Path | None, port: int, demo: bool) -> None:  # noqa: FBT001
 def _run(stack: ExitStack, config: Path | None, *, port: int, demo: bool) -> None:
     from crypto_pipeline.cli.demo import demo_settings, history_partitions
     from crypto_pipeline.cli.environment import project_file, shared_environment
-    from crypto_pipeline.cli.webserver import Webserver
+    from crypto_pipeline.cli.keeping import Keeper, alone
     from crypto_pipeline.exchanges.catalogue import check_symbols
-    from crypto_pipeline.local.children import running_group
     from crypto_pipeline.local.processes import port_is_free
 
+    settings = settings_with(config)
+    stack.enter_context(alone(settings.home))
     if not port_is_free(port):
         raise LocalServiceError(
             f"Port {port} of 127.0.0.1 is taken.", hint="stop what uses it, or give another --port."
         )
-    settings = settings_with(config)
     if demo:
         say("Starting the exchange simulator …")
         settings = stack.enter_context(demo_settings(settings))
@@ -64,27 +60,52 @@ def _run(stack: ExitStack, config: Path | None, *, port: int, demo: bool) -> Non
     environment = stack.enter_context(
         shared_environment(settings, chunk_days=loaded.pipeline.database.chunk_days, log=say)
     )
-    log = settings.home / "logs" / "dagster.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     say("Starting Dagster …")
-    dagster = stack.enter_context(
-        running_group(
-            ["dagster", "dev", "--workspace", str(project_file("workspace.yaml")),
-             "--host", "127.0.0.1", "--port", str(port)],
-            environment,
-            output=log,
-        )
-    )  # fmt: skip
-    webserver = Webserver(f"http://127.0.0.1:{port}")
-    try:
-        webserver.wait_ready(timeout=_READY_SECONDS, alive=lambda: dagster.poll() is None)
-    except LocalServiceError as error:
-        raise LocalServiceError(error.message, hint=f"see {log}.") from error
-    say(f"Dagster UI: {webserver.url}")
+    keeper = stack.enter_context(
+        Keeper(settings, environment, workspace=project_file("workspace.yaml"), port=port)
+    )
+    keeper.start()
+    say(f"Dagster UI: {keeper.webserver.url}")
     if demo and (partitions := history_partitions(loaded, settings.lake)):
-        webserver.launch_backfill(_ASSETS, partitions)
+        keeper.webserver.launch_backfill(_ASSETS, partitions)
         say(f"Backfilling {len(partitions)} partitions of history.")
-    _watch(loaded, environment, dagster, webserver.url, log)
+    waiting = set(loaded.pipeline.exchanges)
+    while True:
+        time.sleep(_WATCH_SECONDS)
+        keeper.look()
+        if waiting:
+            waiting -= _arrived(keeper.environment, waiting)
+            if not waiting:
+                _say_where(loaded, keeper.webserver.url)
+
+
+def _arrived(environment: Mapping[str, str], waiting: set[str]) -> set[str]:
+    """Say of which exchanges candles are there now."""
+    from crypto_pipeline.database.connection import connect
+    from crypto_pipeline.database.overview import exchanges_with_candles
+
+    try:
+        with connect(environment[DATABASE_URL]) as conn:
+            there = set(exchanges_with_candles(conn, sorted(waiting)))
+    except DatabaseError as error:
+        say(f"Warning: {error}")
+        return set()
+    for exchange in sorted(there):
+        say(f"Candles of {exchange} are there.")
+    return there
+
+
+def _say_where(loaded: LoadedConfig, url: str) -> None:
+    program = _program()
+    example = next(iter(loaded.pipeline.exchanges))
+    symbol = loaded.pipeline.exchanges[example].symbols[0]
+    timeframe = loaded.pipeline.exchanges[example].timeframes[0]
+    say(
+        f"Candles of every exchange are there. Look at them in the UI ({url}/assets), or with\n"
+        f"  {program} candles {example} {symbol} {timeframe}\n"
+        f"  {program} exec -- psql\n"
+        "New ones arrive every minute. Ctrl-C stops everything."
+    )
 
 
 def _program() -> str:
@@ -93,49 +114,6 @@ def _program() -> str:
         return "crypto-pipeline"
     path = Path(sys.argv[0])
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _watch(
-    loaded: LoadedConfig,
-    environment: Mapping[str, str],
-    dagster: subprocess.Popen[bytes],
-    url: str,
-    log: Path,
-) -> None:
-    """Say when candles of every exchange are there; then stay until Dagster ends or a signal."""
-    from crypto_pipeline.database.connection import connect
-    from crypto_pipeline.database.overview import exchanges_with_candles
-    from crypto_pipeline.local.children import shorten_log
-
-    waiting = set(loaded.pipeline.exchanges)
-    while dagster.poll() is None:
-        time.sleep(_WATCH_SECONDS)
-        shorten_log(log, limit=_LOG_BYTES)
-        if not waiting:
-            continue
-        try:
-            with connect(environment[DATABASE_URL]) as conn:
-                there = exchanges_with_candles(conn, sorted(waiting))
-        except DatabaseError as error:
-            say(f"Warning: {error}")
-            continue
-        for exchange in sorted(there):
-            say(f"Candles of {exchange} are there.")
-        waiting -= there
-        if not waiting:
-            program = _program()
-            example = next(iter(loaded.pipeline.exchanges))
-            symbol = loaded.pipeline.exchanges[example].symbols[0]
-            timeframe = loaded.pipeline.exchanges[example].timeframes[0]
-            say(
-                f"Candles of every exchange are there. Look at them in the UI ({url}/assets), or with\n"
-                f"  {program} candles {example} {symbol} {timeframe}\n"
-                f"  {program} exec -- psql\n"
-                "New ones arrive every minute. Ctrl-C stops everything."
-            )
-    raise LocalServiceError(
-        f"Dagster ended by itself (status {dagster.returncode}).", hint=f"see {log}."
-    )
 
 
 class _Stopped(Exception):

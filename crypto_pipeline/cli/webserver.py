@@ -14,6 +14,9 @@ _LOCATIONS = """
 query { workspaceOrError { __typename ... on Workspace { locationEntries { name loadStatus
   locationOrLoadError { __typename ... on PythonError { message } } } } } }
 """
+_RELOAD = """
+mutation ($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) { __typename } }
+"""
 _LAUNCH_BACKFILL = """
 mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
   __typename
@@ -74,6 +77,29 @@ class Webserver:
             loaded = entry["locationOrLoadError"]
             if loaded["__typename"] == "PythonError":
                 raise LocalServiceError(f"The definitions do not load: {loaded['message']}")
+
+    def broken_locations(self) -> list[str]:
+        """Names of the code locations that are not loaded: broken code, or a dead code server.
+
+        Raises:
+            LocalServiceError: no answer, or errors in it.
+        """
+        entries = self.query(_LOCATIONS)["workspaceOrError"].get("locationEntries", [])
+        return [
+            str(entry["name"])
+            for entry in entries
+            if (entry["locationOrLoadError"] or {}).get("__typename") == "PythonError"
+        ]
+
+    def reload(self, location: str) -> None:
+        """Load a code location again, which starts its code server anew.
+
+        A code server that was killed is not started again by anything else.
+
+        Raises:
+            LocalServiceError: no answer, or errors in it.
+        """
+        self.query(_RELOAD, name=location)
 
     def launch_backfill(self, assets: Sequence[str], partitions: Sequence[str]) -> str:
         """Launch a backfill of these assets and partitions; its id.

@@ -57,7 +57,7 @@ class Answer:
     Attributes:
         window: what was asked for.
         rows: the rows of the answer, as received, in ``layout``.
-        fetched_at: our clock when the answer came, ms.
+        fetched_at: our clock when the answer was asked for, ms: it can be as old as that.
         clock_offset_ms: the exchange's clock minus ours.
     """
 
@@ -72,7 +72,7 @@ class Answer:
 
     @property
     def exchange_now(self) -> int:
-        """The exchange's clock when it answered, ms."""
+        """The exchange's clock when it answered, ms, at the earliest."""
         return self.fetched_at + self.clock_offset_ms
 
 

@@ -20,8 +20,13 @@ _LOOK_AGAIN_SECONDS: Final = 1.0
 
 
 @contextmanager
-def raw_partition_lock(conn: psycopg.Connection, exchange: str, day: date) -> Iterator[None]:
+def raw_partition_lock(
+    conn: psycopg.Connection, exchange: str, day: date
+) -> Iterator[Callable[[], None]]:
     """Alone with a partition's raw file until the block ends.
+
+    A server that restarts lets go of its locks, and we do not hear of it: gives a check to call just
+    before the file is replaced, which raises if this session has ended meanwhile.
 
     Raises:
         DatabaseError: the database is away; without the lock nothing may be written.
@@ -29,8 +34,13 @@ def raw_partition_lock(conn: psycopg.Connection, exchange: str, day: date) -> It
     (key,) = lock_keys(purpose="raw", exchange=exchange, parts=[day.isoformat()])
     with database_errors(conn, f"lock the raw partition {day.isoformat()}|{exchange}"):
         conn.execute("SELECT pg_advisory_lock(%s)", [key])
+
+    def still_ours() -> None:
+        with database_errors(conn, f"keep the raw partition {day.isoformat()}|{exchange} locked"):
+            conn.execute("SELECT 1")
+
     try:
-        yield
+        yield still_ours
     finally:
         with database_errors(conn, f"unlock the raw partition {day.isoformat()}|{exchange}"):
             conn.execute("SELECT pg_advisory_unlock(%s)", [key])

@@ -33,7 +33,11 @@ _LONGEST_INTEGER: Final = 4_000
 
 @dataclass
 class Exchanged:
-    """One request and its reply, as seen on the wire. Times in ms of our clock."""
+    """One request and its reply, as seen on the wire. Times in ms of our clock.
+
+    An answer is as old as its request: between the two this process may have been stopped, or the
+    answer may have been long on its way, and its last candle is then not what it became.
+    """
 
     cost_ms: float | None = None  # of the budget; None as ccxt says
     sent_at: int = 0

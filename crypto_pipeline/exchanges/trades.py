@@ -74,7 +74,7 @@ class TradesPage:
         prices: of the quote currency.
         amounts: of the base currency.
         next: the cursor of the next page.
-        fetched_at: our clock when the answer came, ms.
+        fetched_at: our clock when the answer was asked for, ms.
         clock_offset_ms: the exchange's clock minus ours.
     """
 
@@ -87,7 +87,7 @@ class TradesPage:
 
     @property
     def exchange_now(self) -> int:
-        """The exchange's clock when it answered, ms."""
+        """The exchange's clock when it answered, ms, at the earliest."""
         return self.fetched_at + self.clock_offset_ms
 
 

@@ -207,7 +207,7 @@ class ExchangeWrapper:
             window=window,
             rows=rows,
             layout=layout,
-            fetched_at=seen.received_at,
+            fetched_at=seen.sent_at,
             clock_offset_ms=self.exchange_clock.offset_ms,
         )
 
@@ -222,9 +222,7 @@ class ExchangeWrapper:
         self._check_symbol(symbol, tried)
         request = TradesRequest(self._ccxt, symbol, cursor)
         seen = await self._asker.ask(request, tried)
-        return request.page(
-            fetched_at=seen.received_at, clock_offset_ms=self.exchange_clock.offset_ms
-        )
+        return request.page(fetched_at=seen.sent_at, clock_offset_ms=self.exchange_clock.offset_ms)
 
     def _check(self, series: Series, tried: str) -> None:
         if series.timeframe not in (self._ccxt.timeframes or {}):

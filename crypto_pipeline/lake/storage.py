@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -11,11 +14,18 @@ from uuid import uuid4
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from crypto_pipeline.errors import LakeError
+from crypto_pipeline.errors import CryptoPipelineError, LakeError
 from crypto_pipeline.redaction import without_user
+
+#: Says by an error that a file must not be replaced after all.
+LastCheck = Callable[[], object]
 
 #: One step of a name below the root; ``.`` and ``..`` lead elsewhere, a separator adds steps.
 _STEP: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.=-]+")
+
+_UNFINISHED: Final = ".tmp"
+#: Between making a file and claiming it there is a moment.
+_ABANDONED_SECONDS: Final = 10.0
 
 
 class LakeStorage:
@@ -53,11 +63,17 @@ class LakeStorage:
             raise self._failed(name, "read", error) from self._cause(error)
         return content
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes, *, last_check: LastCheck = lambda: None) -> None:
         """Replace a file as a whole, or leave it as it was.
 
         Locally: a temporary file in the same folder, flushed to the disk, then renamed. Object
         stores replace objects atomically by themselves.
+
+        Args:
+            name: the file's.
+            content: all of it.
+            last_check: called when all is ready, just before the file is replaced; what it raises
+                leaves the file as it was.
 
         Raises:
             LakeError: it cannot be written (disk full, no permission, store away).
@@ -65,9 +81,12 @@ class LakeStorage:
         path = self._path(name)
         try:
             if isinstance(self._fs, LocalFileSystem):
-                _replace(Path(path), content)
+                _replace(Path(path), content, last_check=last_check)
             else:
+                last_check()
                 self._fs.pipe_file(path, content)
+        except CryptoPipelineError:  # of the last check
+            raise
         except Exception as error:  # noqa: BLE001 - stores raise errors of their own beyond OSError
             raise self._failed(name, "written", error) from self._cause(error)
 
@@ -116,20 +135,56 @@ class LakeStorage:
         return f"{self._root.rstrip('/')}/{name}"
 
 
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+def _replace(path: Path, content: bytes, *, last_check: LastCheck) -> None:
+    _make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}{_UNFINISHED}")
     try:
         with temporary.open("wb") as file:
+            _claim(file.fileno())
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            last_check()
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+    _remove_unfinished(path)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents so that a power cut cannot take them away again."""
+    made = []
+    while not folder.is_dir():
+        made.append(folder)
+        folder = folder.parent
+    for each in reversed(made):
+        each.mkdir(exist_ok=True)
+        _sync(each.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def _claim(descriptor: int) -> bool:
+    """Take the lock by which a file that is being written is told from one that a kill left."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held; or a file system without locks, where nothing is ever claimed
+        return False
+    return True
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what writers of this file that were killed left beside it, some time before it."""
+    for other in path.parent.glob(f".{path.name}.*{_UNFINISHED}"):
+        with suppress(OSError), other.open("rb") as file:
+            age = path.stat().st_mtime - os.fstat(file.fileno()).st_mtime
+            if age > _ABANDONED_SECONDS and _claim(file.fileno()):
+                other.unlink()

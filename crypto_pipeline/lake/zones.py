@@ -18,13 +18,14 @@ from crypto_pipeline.core.candles import CANDLE_DTYPES, OBSERVATION_DTYPES, empt
 from crypto_pipeline.core.coverage import Coverage
 from crypto_pipeline.errors import LakeError
 from crypto_pipeline.lake.parquet import from_parquet, read_notes, to_parquet
-from crypto_pipeline.lake.storage import LakeStorage
+from crypto_pipeline.lake.storage import LakeStorage, LastCheck
 
 _COVERAGE: Final = "crypto_pipeline.coverage"
 
 #: Held while a partition's raw file is read, merged and replaced, so that runs meeting on it lose
-#: nothing of each other. Given by the caller: the lake itself has no locks.
-PartitionLock = Callable[[str, date], AbstractContextManager[object]]
+#: nothing of each other. Given by the caller: the lake itself has no locks. It may give a last check,
+#: which raises if the lock was lost meanwhile (the database that held it restarted).
+PartitionLock = Callable[[str, date], AbstractContextManager[LastCheck | None]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class RawZone:
         Raises:
             LakeError: the file cannot be read or written; it stands as it was.
         """
-        with self._lock(exchange, day):
+        with self._lock(exchange, day) as still_ours:
             partition = change(self.read(exchange, day))
             self._storage.write(
                 _name("raw", exchange, day),
@@ -95,6 +96,7 @@ class RawZone:
                     OBSERVATION_DTYPES,
                     {_COVERAGE: partition.coverage.to_json()},
                 ),
+                last_check=still_ours or _nothing,
             )
         return partition
 
@@ -121,18 +123,31 @@ class ValidatedZone:
             return None
         return from_parquet(content, CANDLE_DTYPES, where=self._storage.where(name))[0]
 
-    def write(self, exchange: str, day: date, candles: pd.DataFrame) -> None:
-        """Replace the partition's candles.
+    def write(
+        self,
+        exchange: str,
+        day: date,
+        candles: pd.DataFrame,
+        *,
+        last_check: LastCheck | None = None,
+    ) -> None:
+        """Replace the partition's candles; ``last_check`` is called just before.
 
         Raises:
             LakeError: the file cannot be written; it stands as it was.
         """
         name = _name("validated", exchange, day)
-        self._storage.write(name, to_parquet(candles, CANDLE_DTYPES, {}))
+        self._storage.write(
+            name, to_parquet(candles, CANDLE_DTYPES, {}), last_check=last_check or _nothing
+        )
 
     def where(self, exchange: str, day: date) -> str:
         """The partition's file."""
         return self._storage.where(_name("validated", exchange, day))
+
+
+def _nothing() -> None:
+    """No check."""
 
 
 def _coverage(notes: Mapping[str, str], *, where: str) -> Coverage:

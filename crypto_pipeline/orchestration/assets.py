@@ -28,7 +28,7 @@ from crypto_pipeline.corridor.requests import FailedRequest
 from crypto_pipeline.database.rejected_writer import record_rejected
 from crypto_pipeline.errors import CryptoPipelineError
 from crypto_pipeline.orchestration.failures import told_to_dagster
-from crypto_pipeline.orchestration.frames import PartitionedCandles
+from crypto_pipeline.orchestration.frames import HeldLock, PartitionedCandles
 from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 from crypto_pipeline.orchestration.resources import CcxtResource, DatabaseResource, LakeResource
@@ -63,6 +63,8 @@ def build_assets(
         Asks only for what the partition lacks, and keeps all that ever came.
         """
         with told_to_dagster():
+            if EXCHANGE_TAG not in context.run.tags:
+                ledger.intend(partitions_of(context.partition_keys))
             _collect_each(context, ccxt, lake, database, ledger)
 
     @dg.asset(
@@ -80,7 +82,10 @@ def build_assets(
         database: dg.ResourceParam[DatabaseResource],
     ) -> PartitionedCandles:
         """Conforming candles only; what breaks a rule goes to ``rejected_candles`` with its name."""
-        return PartitionedCandles(_validated(context, lake, database), note=_noting(context))
+        held = HeldLock()
+        return PartitionedCandles(
+            _validated(context, lake, database, held), note=_noting(context), last_check=held.check
+        )
 
     @dg.asset(
         partitions_def=partitions,
@@ -215,14 +220,19 @@ def _resting(
 
 
 def _validated(
-    context: dg.AssetExecutionContext, lake: LakeResource, database: DatabaseResource
+    context: dg.AssetExecutionContext,
+    lake: LakeResource,
+    database: DatabaseResource,
+    held: HeldLock,
 ) -> Iterator[tuple[Partition, pd.DataFrame]]:
+    """Each partition's candles, given while its lock is held."""
     note = _noting(context)
     zone = lake.raw()
     with database.connect() as conn, database.raw_locks() as lock:
         for partition in partitions_of(context.partition_keys):
             # Held until the file is written: an older look must not replace a newer one's.
-            with lock(*partition):
+            with lock(*partition) as still_ours:
+                held.check_by(still_ours)
                 verdict = validate(zone.read(*partition).observations, day=partition.day)
                 record_rejected(
                     conn,

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from types import MappingProxyType
+from uuid import uuid4
 
 import dagster as dg
 
@@ -20,6 +21,7 @@ from crypto_pipeline.orchestration.checks import CHECKS
 from crypto_pipeline.orchestration.jobs import OHLCV_JOB
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.tags import AGAIN_TAG, RANGE_END, RANGE_START
+from crypto_pipeline.orchestration.workers import held_lock
 from crypto_pipeline.plaintext import shown
 from crypto_pipeline.settings import read_settings
 
@@ -70,12 +72,15 @@ def _run(
             part.append(partitions[done + len(part)])
         done += len(part)
         _say(f"{part[0].key} to {part[-1].key} ({done} of {len(partitions)} days) …")
-        result = job.execute_in_process(
-            instance=instance,
-            run_config={"loggers": {"progress": {"config": {}}}},
-            tags={RANGE_START: part[0].key, RANGE_END: part[-1].key, **tags},
-            raise_on_error=False,
-        )
+        run_id = str(uuid4())
+        with held_lock(instance, run_id):
+            result = job.execute_in_process(
+                instance=instance,
+                run_id=run_id,
+                run_config={"loggers": {"progress": {"config": {}}}},
+                tags={RANGE_START: part[0].key, RANGE_END: part[-1].key, **tags},
+                raise_on_error=False,
+            )
         incomplete |= dict(_incomplete(result, part))
     return incomplete
 

@@ -32,6 +32,7 @@ from crypto_pipeline.orchestration.resources import (
     LakeResource,
 )
 from crypto_pipeline.orchestration.schedules import build_schedule
+from crypto_pipeline.orchestration.workers import run_executor
 from crypto_pipeline.settings import Settings, read_settings
 
 
@@ -92,5 +93,5 @@ def build_defs(
             sensors=[build_sensor(config, partitions, job)],
             resources=resources,
             loggers=loggers,
-            executor=dg.in_process_executor,
+            executor=run_executor,
         )

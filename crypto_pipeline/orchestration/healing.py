@@ -103,6 +103,7 @@ def _request(
         tags={
             HEALS_TAG: exchange,
             "dagster/priority": "5",  # after the minute's runs, before a backfill's
+            "dagster/max_retries": "0",  # this sensor tries again, after pauses
             **({RANGE_START: first, RANGE_END: last} if len(block) > 1 else {}),
         },
     )

@@ -49,7 +49,7 @@ class ValidatedLakeIOManager(dg.IOManager):
         """Write each partition as it comes."""
         with told_to_dagster():
             for partition, candles in obj:
-                self._zone.write(*partition, candles)
+                self._zone.write(*partition, candles, last_check=obj.last_check)
                 obj.note(
                     partition,
                     {

@@ -6,6 +6,8 @@ from typing import Final
 
 import dagster as dg
 
+from crypto_pipeline.orchestration.workers import run_executor
+
 OHLCV_JOB: Final = "ohlcv_job"
 
 
@@ -14,6 +16,6 @@ def build_ohlcv_job() -> object:
     return dg.define_asset_job(
         OHLCV_JOB,
         selection=dg.AssetSelection.all(),
-        executor_def=dg.in_process_executor,
+        executor_def=run_executor,
         description="Ask for what a partition lacks, validate, store.",
     )

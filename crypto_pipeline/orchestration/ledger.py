@@ -13,6 +13,7 @@ from crypto_pipeline.core.coverage import Series
 from crypto_pipeline.core.gaps import Gap, PartitionState
 from crypto_pipeline.core.intervals import Intervals
 from crypto_pipeline.corridor.completeness import completeness, filled
+from crypto_pipeline.database.gap_reader import partition_states
 from crypto_pipeline.database.gap_writer import record_partition
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import ClockResource, DatabaseResource, LakeResource
@@ -59,6 +60,26 @@ class LedgerResource:
             conn, exchange=partition.exchange, day=partition.day, gaps=gaps, state=state, live=live
         )
         return state
+
+    def intend(self, partitions: Sequence[Partition]) -> None:
+        """Record the gaps of partitions that nobody has looked at yet, before they are collected.
+
+        So what a run that dies does not come to is known, and found by the sensor that fills gaps.
+
+        Raises:
+            DatabaseError: the ledger cannot be read or written; it stands as it was.
+            LakeError: the archive cannot be read.
+        """
+        zone = self.lake.validated()
+        first = min(partition.day for partition in partitions)
+        with self.database.connect() as conn:
+            known = {
+                exchange: partition_states(conn, exchange=exchange, since=first)
+                for exchange in {partition.exchange for partition in partitions}
+            }
+            for partition in partitions:
+                if partition.day not in known[partition.exchange]:
+                    self.record(conn, partition, zone.read(*partition), live=False)
 
     def record_failed(self, partitions: Sequence[Partition], *, live: bool) -> None:
         """Record the gaps of partitions that could not be collected.

@@ -79,7 +79,7 @@ def _carry_out(arguments: list[str]) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
-    from dagster._cli import create_dagster_cli  # noqa: TID251 - what the program `dagster` calls
+    from dagster._cli import create_dagster_cli
 
     sys.argv[:] = ["dagster", *arguments]
     create_dagster_cli()(arguments, prog_name="dagster")

@@ -24,7 +24,7 @@ from crypto_pipeline.database.market_cache import StoredMarkets
 from crypto_pipeline.exchanges.asking import Clock, system_clock
 from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
 from crypto_pipeline.lake.storage import LakeStorage
-from crypto_pipeline.lake.zones import RawZone, ValidatedZone
+from crypto_pipeline.lake.zones import PartitionLock, RawZone, ValidatedZone
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,7 @@ class LakeResource:
 
     url: str = field(repr=False)
 
-    def raw(
-        self, lock: Callable[[str, date], AbstractContextManager[object]] | None = None
-    ) -> RawZone:
+    def raw(self, lock: PartitionLock | None = None) -> RawZone:
         """The raw zone. Without a lock it is for reading only."""
         return RawZone(LakeStorage(self.url), lock or _reading_only)
 
@@ -81,7 +79,7 @@ class LakeResource:
         return ValidatedZone(LakeStorage(self.url))
 
 
-def _reading_only(exchange: str, day: date) -> AbstractContextManager[object]:
+def _reading_only(exchange: str, day: date) -> AbstractContextManager[None]:
     raise RuntimeError(f"the raw zone of {exchange} {day} was opened for reading only")
 
 
@@ -121,7 +119,9 @@ class DatabaseResource:
             return back_at(conn, exchange=exchange) or 0
 
     @contextmanager
-    def raw_locks(self) -> Iterator[Callable[[str, date], AbstractContextManager[object]]]:
+    def raw_locks(
+        self,
+    ) -> Iterator[Callable[[str, date], AbstractContextManager[Callable[[], None]]]]:
         """Partition locks for the raw zone, shared by every process of the deployment."""
         with self.connect() as conn:
             yield lambda exchange, day: raw_partition_lock(conn, exchange, day)

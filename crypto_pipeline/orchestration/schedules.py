@@ -59,6 +59,7 @@ def build_schedule(config: PipelineConfig, job: object) -> dg.ScheduleDefinition
                         EXCHANGE_TAG: exchange,
                         "dagster/priority": "10",  # before any backfill's runs
                         "dagster/max_runtime": str(LONGEST_RUN_SECONDS),
+                        "dagster/max_retries": "0",  # the next minute asks for the same
                     },
                 )
         if len(busy) == len(config.exchanges):

@@ -21,6 +21,7 @@ import yaml
 
 from crypto_pipeline.core.timeframes import MINUTE_MS, to_ms
 from crypto_pipeline.database.migrate import upgrade
+from crypto_pipeline.errors import DatabaseError
 from crypto_pipeline.local import DATABASE, LocalPostgres
 from crypto_pipeline.orchestration.partitions import partition_key
 from crypto_pipeline.simulator import SimulatorConfig, running_simulator
@@ -28,6 +29,7 @@ from crypto_pipeline_tests.deployment.conftest import Deployment, deployed
 from crypto_pipeline_tests.integration.deployment_model import Deployment as Model
 from crypto_pipeline_tests.integration.deployment_model import loaded
 from crypto_pipeline_tests.leaks import is_pickle
+from crypto_pipeline_tests.local.conftest import server_pid
 
 SYMBOLS = {"binanceus": ["BTC/USDT", "BTC/USD", "BTC/USDC"], "kraken": ["BTC/USDC"]}
 DAYS = {
@@ -260,6 +262,56 @@ GROUP BY exchange HAVING count(*) > 1300
 _FRESH = """
 SELECT exchange FROM candles WHERE open_time > now() - interval '5 minutes' GROUP BY exchange
 """
+
+
+def test_whatever_of_it_is_killed_runs_again_and_candles_go_on(tmp_path: Path) -> None:
+    """Nobody started the inner code server, the daemon or the postmaster again: all stood still."""
+    home = tmp_path / "home"
+    home.mkdir()
+    simulated = SimulatorConfig.for_pipeline({"binance": ("binance", ["BTC/USDT"])})
+    with running_simulator(simulated) as simulator:
+        section = {
+            "symbols": ["BTC/USDT"],
+            "start": datetime.now(UTC).date(),
+            "ccxt": simulator.ccxt_config("binance"),
+        }
+        path = home / "pipeline.yaml"
+        path.write_text(yaml.safe_dump({"exchanges": {"binance": section}}))
+        with deployed(home, "--config", str(path)) as running:
+            (code_server,) = _of(running, "dagster api grpc")
+            code_server.kill()
+            running.wait(
+                lambda: (
+                    len(_of(running, "api grpc")) == 1
+                    and "code server of crypto_pipeline had died" in running.said()
+                    and not running.webserver.broken_locations()
+                ),
+                seconds=120,
+                what="the code server runs again",
+            )
+            psutil.Process(server_pid(home)).kill()
+            for process in _of(running, "dagster._daemon"):
+                process.kill()
+            killed = time.time()
+            running.wait(
+                lambda: "Starting it again" in running.said() and _newest(running) > killed - 30,
+                seconds=180,
+                what="a candle of the time afterwards",
+            )
+
+
+def _of(deployment: Deployment, words: str) -> list[psutil.Process]:
+    """Processes of a deployment by a part of their command line."""
+    family = psutil.Process(deployment.process.pid).children(recursive=True)
+    return [process for process in family if words in " ".join(process.cmdline())]
+
+
+def _newest(deployment: Deployment) -> float:
+    try:
+        ((at,),) = deployment.rows("SELECT extract(epoch FROM max(open_time)) FROM candles")
+    except DatabaseError:  # not back yet
+        return 0
+    return float(at or 0)
 
 
 OUTAGE_SYMBOLS = {

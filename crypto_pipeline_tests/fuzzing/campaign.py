@@ -7,7 +7,6 @@ compared with the oracle.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import struct
@@ -19,18 +18,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 import psycopg
 
 from crypto_pipeline.core.answers import Answer
 from crypto_pipeline.core.candles import VALUES
 from crypto_pipeline.core.coverage import Coverage, Series
-from crypto_pipeline.core.habits import Habits, habits_of
+from crypto_pipeline.core.habits import habits_of
 from crypto_pipeline.core.intervals import Interval
 from crypto_pipeline.core.judgement import Judgement
 from crypto_pipeline.core.observations import merge
-from crypto_pipeline.core.rules import times_ms
 from crypto_pipeline.core.timeframes import DAY_MS, MINUTE_MS, day_of, timeframe_ms, utc
 from crypto_pipeline.core.validation import validate
 from crypto_pipeline.corridor.day_book import DayBook
@@ -110,7 +107,11 @@ class StrictLayer:
         """Where ccxt's ``fetch_ohlcv`` takes the rows from, its empty default included."""
         if self.exchange == "kraken":
             return self.ccxt.safe_list(self.ccxt.safe_value(response, "result", {}), "BTCUSD", [])
-        return self.ccxt.safe_list(response, "candles", []) if self.exchange == "coinbase" else response
+        return (
+            self.ccxt.safe_list(response, "candles", [])
+            if self.exchange == "coinbase"
+            else response
+        )
 
 
 class Batch:
@@ -120,7 +121,7 @@ class Batch:
         self, number: int, seed: int, *, layers: dict[str, StrictLayer], lake: Path, answers: int
     ) -> None:
         self.name = f"fuzz-{seed}-{number}"
-        chance = self._chance = random.Random(self.name)  # noqa: S311 - chance, not secrecy
+        chance = self._chance = random.Random(self.name)
         self._layer = layers[chance.choice(list(ORDERS))]
         self._maker = Maker(self._layer.exchange, chance)
         self._habits = habits_of(self._layer.exchange).model_copy(
@@ -266,7 +267,9 @@ class Batch:
         if sum(map(len, parts)) != len(set().union(*parts)) or set().union(*parts) != {
             slot for slot in window if slot < before
         }:
-            self._fail(f"what it settles is not what was asked and due: {judgement}", repr(asked.rows))
+            self._fail(
+                f"what it settles is not what was asked and due: {judgement}", repr(asked.rows)
+            )
         good = {
             row.time
             for row in rows
@@ -370,9 +373,7 @@ def batches(
     """Run so many answers; what came of each batch."""
     layers = {exchange: StrictLayer(exchange) for exchange in ORDERS}
     for number, first in enumerate(range(0, answers, size)):
-        batch = Batch(
-            number, seed, layers=layers, lake=lake, answers=min(size, answers - first)
-        )
+        batch = Batch(number, seed, layers=layers, lake=lake, answers=min(size, answers - first))
         yield batch.run(url_connection)
 
 
@@ -389,7 +390,9 @@ def _market(symbol: str) -> dict[str, Any]:
 def _same_json(rows: list[Any], made: list[Any], body: Any) -> bool:
     """Whether the strict layer's rows are the standard decoder's, numbers taken as floats."""
     while isinstance(body, dict):
-        body = next(value for name, value in body.items() if name in ("result", "candles", "BTCUSD"))
+        body = next(
+            value for name, value in body.items() if name in ("result", "candles", "BTCUSD")
+        )
     return _floats(rows) == _floats(body) and len(body) == len(made)
 
 
@@ -435,7 +438,7 @@ def _compare(batch: Batch, table: str, stored: dict[Any, Any], expected: dict[An
 
     mine, theirs = bits(stored), bits(expected)
     if mine != theirs:
-        key = _first((mine.items() ^ theirs.items()))[0]
+        key = _first(mine.items() ^ theirs.items())[0]
         batch._fail(f"{table} holds {stored.get(key)} for {key}, not {expected.get(key)}", "")
 
 

@@ -20,6 +20,8 @@ WAYS = {
     "503": {"act": "status", "status": 503},
     "429": {"act": "status", "status": 429, "headers": {"Retry-After": "0"}},
     "html": {"act": "body", "body": "html"},
+    "reset in mid body": {"act": "drop_mid_body"},
+    "blocked": {"act": "status", "status": 451},
 }
 
 
@@ -130,3 +132,23 @@ def test_in_a_rectangle_the_other_exchanges_are_stored_and_the_one_down_is_not_g
     assert not verdicts["every_request_answered", "2024-03-14|binance"].passed
     assert verdicts["every_request_answered", "2024-03-14|coinbaseexchange"].passed
     assert candles.candles().equals(candles.truth("coinbaseexchange", START, START + DAY_MS))
+
+
+def test_a_name_that_does_not_resolve_is_an_outage_like_any_other(
+    simulator: SimulatorHandle, pipeline: Callable[..., Pipeline]
+) -> None:
+    """DNS is down: the run says so, and what it missed is there once it is up."""
+    nowhere = {"urls": {"api": {"public": "http://nowhere.invalid/api/v3"}}}
+    away = pipeline(simulator, exchanges={"binance": {"ccxt": nowhere}})
+    result = away.run(f"{TODAY}|binance", may_fail=True)
+    assert not result.success
+    assert "nowhere.invalid" in str(result.failure_data_for_node("raw_ohlcv").error)
+    assert away.rows("SELECT cause FROM candle_gaps GROUP BY 1") == [("fetch_failed",)]
+    back = Pipeline.over(
+        simulator,
+        home=away.settings.home,
+        database_url=away.settings.require_database_url(),
+    )
+    assert back.run(f"{TODAY}|binance").success
+    stored = back.candles()
+    assert stored.equals(back.truth("binance", START + DAY_MS, NOW // MINUTE_MS * MINUTE_MS))

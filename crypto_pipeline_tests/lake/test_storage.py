@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -190,7 +191,7 @@ def test_no_reader_ever_sees_a_part_of_a_file(
 def test_a_writer_that_is_killed_leaves_a_whole_file(
     writer: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    """``kill -9`` in mid-write; what it left of a temporary file disturbs nobody."""
+    """``kill -9`` in mid-write; what it left is removed by the next write, what lives is not."""
     storage = LakeStorage(str(tmp_path))
     folder = (tmp_path / NAME).parent
     deadline = time.monotonic() + 10
@@ -199,9 +200,17 @@ def test_a_writer_that_is_killed_leaves_a_whole_file(
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     assert _is_whole(storage.read(NAME))
-    (folder / ".candles.parquet.0123.tmp").write_bytes(b"half a fi")
-    storage.write(NAME, b"7" * 3_000_000)
-    assert storage.read(NAME) == b"7" * 3_000_000
+    old = time.time() - 60
+    for left in [*temporaries(folder), folder / ".candles.parquet.0123.tmp"]:
+        left.write_bytes(b"half a fi")
+        os.utime(left, (old, old))
+    living = folder / ".candles.parquet.4567.tmp"
+    with living.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as a writer that was stopped for long holds it
+        os.utime(living, (old, old))
+        storage.write(NAME, b"7" * 3_000_000)
+        assert storage.read(NAME) == b"7" * 3_000_000
+        assert temporaries(folder) == [living]
 
 
 def test_writers_at_the_same_time_do_not_meet(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.dataset as ds
@@ -21,7 +22,7 @@ from crypto_pipeline.core.coverage import Coverage, Series
 from crypto_pipeline.core.intervals import Interval
 from crypto_pipeline.core.observations import merge
 from crypto_pipeline.core.timeframes import DAY_MS, MINUTE_MS, day_start_ms
-from crypto_pipeline.errors import LakeError
+from crypto_pipeline.errors import DatabaseError, LakeError
 from crypto_pipeline.lake.parquet import to_parquet
 from crypto_pipeline.lake.storage import LakeStorage
 from crypto_pipeline.lake.zones import RawPartition, RawZone, ValidatedZone
@@ -233,17 +234,36 @@ def test_the_lock_is_held_around_read_and_write(tmp_path: Path) -> None:
             events.append("read")
             return super().read(name)
 
-        def write(self, name: str, content: bytes) -> None:
+        def write(self, name: str, content: bytes, **checked: Any) -> None:
+            super().write(name, content, **checked)
             events.append("write")
-            super().write(name, content)
 
-    class Lock(nullcontext[None]):
-        def __enter__(self) -> None:
+    class Lock(nullcontext[Any]):
+        def __enter__(self) -> Any:
             events.append("locked")
+            return lambda: events.append("still ours")
 
         def __exit__(self, *_: object) -> None:
             events.append("unlocked")
 
     raw = RawZone(Noting(str(tmp_path)), lambda exchange, day: Lock())
     raw.update("binance", DAY, replace)
-    assert events == ["locked", "read", "write", "unlocked"]
+    assert events == ["locked", "read", "still ours", "write", "unlocked"]
+
+
+def test_a_lock_that_was_lost_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    """The database restarted in the middle of an update: another run may hold the lock now."""
+
+    class Lost(nullcontext[Any]):
+        def __enter__(self) -> Any:
+            def check() -> None:
+                raise DatabaseError("the session is gone")
+
+            return check
+
+    storage = LakeStorage(str(tmp_path))
+    zone(storage).update("binance", DAY, lambda before: added(before, 0))
+    with pytest.raises(DatabaseError, match="the session is gone"):
+        RawZone(storage, lambda exchange, day: Lost()).update("binance", DAY, replace)
+    assert len(zone(storage).read("binance", DAY).observations) == 1
+    assert list(tmp_path.rglob(".*.tmp")) == []
