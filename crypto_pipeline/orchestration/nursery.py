@@ -21,14 +21,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+# What the program `dagster` calls; a run is carried out by its `api execute_run`, as everywhere.
+from dagster._cli import create_dagster_cli
+
 import crypto_pipeline
 from crypto_pipeline.errors import ConfigError
 from crypto_pipeline.settings import read_settings
 
 #: Imported in the first run anyway, and by name only there.
 _NEEDED: Final = (
-    "dagster",
-    "dagster._cli",
     "dagster._cli.api",
     "dagster._core.execution.plan.execute_plan",
     "dagster_postgres",
@@ -79,10 +80,8 @@ def _carry_out(arguments: list[str]) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
-    from dagster._cli import create_dagster_cli
-
     sys.argv[:] = ["dagster", *arguments]
-    create_dagster_cli()(arguments, prog_name="dagster")
+    create_dagster_cli()(arguments, prog_name="dagster")  # type: ignore[no-untyped-call]
 
 
 def _read_line() -> str:

@@ -45,6 +45,7 @@ def hold_lock(instance: dg.DagsterInstance, run_id: str) -> int:
     new = path.with_suffix(f".{os.getpid()}.new")
     lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    os.write(lock, str(os.getpid()).encode())
     new.replace(path)
     # Also in a child of multiprocessing, as runs are, where atexit's functions are not called.
     Finalize(None, _forget, args=(path, os.getpid()), exitpriority=0)
@@ -75,6 +76,14 @@ def lives(instance: dg.DagsterInstance, run_id: str) -> bool | None:
     finally:
         os.close(lock)
     return False
+
+
+def process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
+    """The process that carries out the run, if it lives on this machine: its id cannot be reused."""
+    if not lives(instance, run_id):
+        return None
+    text = _path(instance, run_id).read_text(encoding="ascii")
+    return int(text) if text else None
 
 
 class _LockingExecutor(InProcessExecutor):

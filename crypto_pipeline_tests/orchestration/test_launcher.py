@@ -19,7 +19,7 @@ from dagster._core.workspace.load_target import EmptyWorkspaceTarget
 from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
 
 from crypto_pipeline.orchestration import workers
-from crypto_pipeline.orchestration.launcher import WatchedRunLauncher
+from crypto_pipeline.orchestration.launcher import ForkingRunLauncher
 
 PROJECT = Path(__file__).parents[2]
 
@@ -100,7 +100,7 @@ def test_a_killed_run_is_failed_at_the_next_look_and_a_stopped_one_is_not(
     instance: dg.DagsterInstance, start: Callable[[], tuple[subprocess.Popen[bytes], str]]
 ) -> None:
     """It stayed STARTED for ten minutes, or six hours, and its exchange was skipped as long."""
-    assert isinstance(instance.run_launcher, WatchedRunLauncher)
+    assert isinstance(instance.run_launcher, ForkingRunLauncher)
     process, run_id = start()
     for number in (0, signal.SIGSTOP):
         process.send_signal(number)
@@ -119,9 +119,9 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_taken_for_dead(
 ) -> None:
     """Its lock is free when it is asked for, its status was read before. Dagster reads it again."""
     process, run_id = start()
-    genuine = WatchedRunLauncher.check_run_worker_health
+    genuine = ForkingRunLauncher.check_run_worker_health
 
-    def after_its_end(launcher: WatchedRunLauncher, run: dg.DagsterRun) -> object:
+    def after_its_end(launcher: ForkingRunLauncher, run: dg.DagsterRun) -> object:
         assert run.status == dg.DagsterRunStatus.STARTED
         lock = _locks(instance) / f"{run_id}.lock"
         lock.with_suffix(".kept").hardlink_to(lock)
@@ -133,7 +133,7 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_taken_for_dead(
         assert found.status.value == "FAILED"
         return found
 
-    monkeypatch.setattr(WatchedRunLauncher, "check_run_worker_health", after_its_end)
+    monkeypatch.setattr(ForkingRunLauncher, "check_run_worker_health", after_its_end)
     _monitor(instance)
     assert _status(instance, run_id) == dg.DagsterRunStatus.SUCCESS
 
