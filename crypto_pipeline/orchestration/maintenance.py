@@ -45,7 +45,7 @@ def build_maintenance_job(config: PipelineConfig) -> dg.JobDefinition:
                 bool,
                 default_value=False,
                 description="Also give the space of deleted rows back to the disk: once, where the"
-                " history had grown without bound. Runs wait meanwhile, a minute for some GB.",
+                " history had grown without bound. Runs and the UI wait meanwhile, for minutes.",
             )
         },
         description="Delete what is older than pipeline.yaml's retention says, and vacuum.",
