@@ -52,14 +52,16 @@ def to_parquet(
 def from_parquet(
     content: bytes, dtypes: Mapping[str, object], *, where: str
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The frame and the notes of a file written by :func:`to_parquet`.
+    """The frame and the notes of a file written by :func:`to_parquet`, or some of its columns.
 
     Raises:
         LakeError: not such a file, one of other columns, or one that was damaged since.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        table = file.read(use_threads=False)  # for a partition threads cost more than they save
+        table = file.read(
+            list(dtypes), use_threads=False
+        )  # for a partition threads cost more than they save
         notes = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         _check(table, notes, dtypes)
         frame = table.select(list(dtypes)).to_pandas(use_threads=False)

@@ -22,6 +22,10 @@ from crypto_pipeline.lake.storage import LakeStorage, LastCheck
 
 _COVERAGE: Final = "crypto_pipeline.coverage"
 
+_SLOT_DTYPES: Final = {
+    name: CANDLE_DTYPES[name] for name in ("symbol", "timeframe", "open_time", "final")
+}
+
 #: Held while a partition's raw file is read, merged and replaced, so that runs meeting on it lose
 #: nothing of each other. Given by the caller: the lake itself has no locks. It may give a last check,
 #: which raises if the lock was lost meanwhile (the database that held it restarted).
@@ -122,6 +126,14 @@ class ValidatedZone:
         if content is None:
             return None
         return from_parquet(content, CANDLE_DTYPES, where=self._storage.where(name))[0]
+
+    def read_slots(self, exchange: str, day: date) -> pd.DataFrame | None:
+        """As :meth:`read`, without the candles' values: symbol, timeframe, open_time, final."""
+        name = _name("validated", exchange, day)
+        content = self._storage.read(name)
+        if content is None:
+            return None
+        return from_parquet(content, _SLOT_DTYPES, where=self._storage.where(name))[0]
 
     def write(
         self,

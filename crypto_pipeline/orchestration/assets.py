@@ -8,14 +8,13 @@ with a candle is in :mod:`crypto_pipeline.corridor` and :mod:`crypto_pipeline.co
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from datetime import date
 from itertools import groupby
 from typing import Any, Final
 
 import dagster as dg
-import pandas as pd
 
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.pacing import Pacer
@@ -28,7 +27,7 @@ from crypto_pipeline.corridor.requests import FailedRequest
 from crypto_pipeline.database.rejected_writer import record_rejected
 from crypto_pipeline.errors import CryptoPipelineError
 from crypto_pipeline.orchestration.failures import told_to_dagster
-from crypto_pipeline.orchestration.frames import HeldLock, PartitionedCandles
+from crypto_pipeline.orchestration.frames import Given, Giver, PartitionedCandles
 from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 from crypto_pipeline.orchestration.resources import CcxtResource, DatabaseResource, LakeResource
@@ -82,9 +81,10 @@ def build_assets(
         database: dg.ResourceParam[DatabaseResource],
     ) -> PartitionedCandles:
         """Conforming candles only; what breaks a rule goes to ``rejected_candles`` with its name."""
-        held = HeldLock()
         return PartitionedCandles(
-            _validated(context, lake, database, held), note=_noting(context), last_check=held.check
+            partitions_of(context.partition_keys),
+            lambda: _validating(lake, database),
+            note=_noting(context),
         )
 
     @dg.asset(
@@ -102,8 +102,8 @@ def build_assets(
         context: dg.AssetExecutionContext, validated_ohlcv: PartitionedCandles
     ) -> PartitionedCandles:
         """Final candles in the hypertable ``candles``, the forming ones in ``live_candles``."""
-        return validated_ohlcv.passed_on(
-            note=_noting(context), live=EXCHANGE_TAG in context.run.tags
+        return replace(
+            validated_ohlcv, note=_noting(context), live=EXCHANGE_TAG in context.run.tags
         )
 
     return [raw_ohlcv, validated_ohlcv, timescale_candles]
@@ -219,20 +219,16 @@ def _resting(
     return lambda known, now: resting(known, now=now, quiet=quiet, back_since=back)
 
 
-def _validated(
-    context: dg.AssetExecutionContext,
-    lake: LakeResource,
-    database: DatabaseResource,
-    held: HeldLock,
-) -> Iterator[tuple[Partition, pd.DataFrame]]:
-    """Each partition's candles, given while its lock is held."""
-    note = _noting(context)
+@contextmanager
+def _validating(lake: LakeResource, database: DatabaseResource) -> Iterator[Giver]:
+    """What gives each partition's conforming candles, while its lock is held."""
     zone = lake.raw()
     with database.connect() as conn, database.raw_locks() as lock:
-        for partition in partitions_of(context.partition_keys):
+
+        @contextmanager
+        def give(partition: Partition) -> Iterator[Given]:
             # Held until the file is written: an older look must not replace a newer one's.
             with lock(*partition) as still_ours:
-                held.check_by(still_ours)
                 verdict = validate(zone.read(*partition).observations, day=partition.day)
                 record_rejected(
                     conn,
@@ -240,14 +236,13 @@ def _validated(
                     exchange=partition.exchange,
                     partition_date=partition.day,
                 )
-                note(
-                    partition,
-                    {
-                        "rejected": len(verdict.rejected),
-                        **{f"rejected: {rule}": n for rule, n in verdict.counts.items()},
-                    },
-                )
-                yield partition, verdict.candles
+                facts = {
+                    "rejected": len(verdict.rejected),
+                    **{f"rejected: {rule}": n for rule, n in verdict.counts.items()},
+                }
+                yield Given(verdict.candles, facts, still_ours)
+
+        yield give
 
 
 def _failed_table(failed: Sequence[FailedRequest]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ pointer the UI holds the result for outdated). ``test_upstream_pins.py`` pins bo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (  # n
 )
 
 from crypto_pipeline.orchestration.failures import told_to_dagster
+from crypto_pipeline.orchestration.parallel import in_threads
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 
 
@@ -36,9 +38,12 @@ class Verdict:
 #: Judges one partition: a verdict for each check by its name.
 Judge = Callable[[Partition], Mapping[str, Verdict]]
 
+#: Opens what one thread needs to judge partitions.
+JudgeOpener = Callable[[], AbstractContextManager[Judge]]
+
 
 def evaluations(
-    context: dg.AssetCheckExecutionContext, specs: Sequence[dg.AssetCheckSpec], judge: Judge
+    context: dg.AssetCheckExecutionContext, specs: Sequence[dg.AssetCheckSpec], opened: JudgeOpener
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
     """Judge every partition of the run; all specs are about the same asset.
 
@@ -46,18 +51,17 @@ def evaluations(
     :func:`~crypto_pipeline.plaintext.in_markdown`.
     """
     with told_to_dagster():
-        yield from _evaluated(context, specs, judge)
+        yield from _evaluated(context, specs, opened)
 
 
 def _evaluated(
-    context: dg.AssetCheckExecutionContext, specs: Sequence[dg.AssetCheckSpec], judge: Judge
+    context: dg.AssetCheckExecutionContext, specs: Sequence[dg.AssetCheckSpec], opened: JudgeOpener
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
     op = context.op_execution_context
     selected = [spec for spec in specs if spec.key in context.selected_asset_check_keys]
     partitions = partitions_of(op.partition_keys)
     judged = _judged_materializations(context.instance, specs[0].asset_key, partitions)
-    for partition in partitions:
-        verdicts = judge(partition)
+    for partition, verdicts in in_threads(partitions, opened):
         for spec in selected:
             verdict = verdicts[spec.name]
             yield dg.AssetCheckEvaluation(

@@ -7,17 +7,19 @@ Which checks there are belongs here; what they ask is in :mod:`.verdicts_raw` an
 # No `from __future__ import annotations`: Dagster reads the annotations of decorated functions.
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Final
 
 import dagster as dg
+import psycopg
 
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
 from crypto_pipeline.corridor.completeness import filled
 from crypto_pipeline.database.exchange_states import checked_at
 from crypto_pipeline.database.gap_reader import gaps, stored_runs
-from crypto_pipeline.orchestration.check_results import Verdict, evaluations
-from crypto_pipeline.orchestration.failures import told_to_dagster
+from crypto_pipeline.orchestration.check_results import Judge, Verdict, evaluations
 from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import ClockResource, DatabaseResource, LakeResource
@@ -106,7 +108,7 @@ def build_checks(
                 ),
             }
 
-        yield from evaluations(context, raw_specs, judge)
+        yield from evaluations(context, raw_specs, lambda: nullcontext(judge))
 
     @dg.multi_asset_check(specs=validated_specs, can_subset=True)
     def validated_checks(
@@ -117,7 +119,7 @@ def build_checks(
         def judge(partition: Partition) -> Mapping[str, Verdict]:
             return {"candle_schema": candle_schema(zone.read(*partition))}
 
-        yield from evaluations(context, validated_specs, judge)
+        yield from evaluations(context, validated_specs, lambda: nullcontext(judge))
 
     @dg.multi_asset_check(specs=stored_specs, can_subset=True)
     def timescale_checks(
@@ -127,31 +129,32 @@ def build_checks(
         ledger: dg.ResourceParam[LedgerResource],
         clock: dg.ResourceParam[ClockResource],
     ) -> Results:
-        with told_to_dagster(), database.connect() as conn:
+        def judged(conn: psycopg.Connection, partition: Partition) -> Mapping[str, Verdict]:
+            exchange, day = partition
+            start = utc(day_start_ms(day))
+            end = utc(day_start_ms(day) + DAY_MS)
+            series = config.exchanges[exchange].series
+            stored = stored_runs(conn, exchange=exchange, series=series, start=start, end=end)
+            slots = lake.validated().read_slots(*partition)
+            validated = None if slots is None else filled(slots, series)
+            coverage = lake.raw().summary(*partition).coverage
+            checked = checked_at(conn, exchange=exchange, day=day)
+            return {
+                "completeness": completeness(
+                    ledger.look(partition, stored, now=checked or clock.now_ms),
+                    gaps(conn, exchange=exchange, start=start, end=end),
+                ),
+                "stored_equals_validated": stored_equals_validated(stored, validated, partition),
+                "seconds_behind_now": seconds_behind_now(
+                    coverage, stored, config, partition, clock.now_ms
+                ),
+            }
 
-            def judge(partition: Partition) -> Mapping[str, Verdict]:
-                exchange, day = partition
-                start = utc(day_start_ms(day))
-                end = utc(day_start_ms(day) + DAY_MS)
-                series = config.exchanges[exchange].series
-                stored = stored_runs(conn, exchange=exchange, series=series, start=start, end=end)
-                candles = lake.validated().read(*partition)
-                validated = None if candles is None else filled(candles, series)
-                coverage = lake.raw().summary(*partition).coverage
-                checked = checked_at(conn, exchange=exchange, day=day)
-                return {
-                    "completeness": completeness(
-                        ledger.look(partition, stored, now=checked or clock.now_ms),
-                        gaps(conn, exchange=exchange, start=start, end=end),
-                    ),
-                    "stored_equals_validated": stored_equals_validated(
-                        stored, validated, partition
-                    ),
-                    "seconds_behind_now": seconds_behind_now(
-                        coverage, stored, config, partition, clock.now_ms
-                    ),
-                }
+        @contextmanager
+        def opened() -> Iterator[Judge]:
+            with database.connect() as conn:
+                yield partial(judged, conn)
 
-            yield from evaluations(context, stored_specs, judge)
+        yield from evaluations(context, stored_specs, opened)
 
     return [raw_checks, validated_checks, timescale_checks]

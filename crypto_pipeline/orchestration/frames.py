@@ -1,8 +1,10 @@
-"""What travels between assets: candles of many partitions, one partition in memory at a time."""
+"""What travels between assets: candles of many partitions, a few partitions in memory at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -13,47 +15,37 @@ from crypto_pipeline.orchestration.partitions import Partition
 Note = Callable[[Partition, Mapping[str, Any]], None]
 
 
-class HeldLock:
-    """The lock under which the frame last given was made, for whoever puts it in place."""
+@dataclass(frozen=True)
+class Given:
+    """One partition's candles, for as long as what they were made under is held.
 
-    def __init__(self) -> None:
-        self._check: Callable[[], None] = lambda: None
-
-    def check_by(self, check: Callable[[], None]) -> None:
-        """Another lock is held now."""
-        self._check = check
-
-    def check(self) -> None:
-        """Raises if it was lost."""
-        self._check()
-
-
-class PartitionedCandles:
-    """Candle frames by partition, produced as they are asked for; iterate once.
-
-    Args:
-        frames: the partitions and their candles (columns of ``CANDLE_DTYPES``).
-        note: where an IO manager puts what it did to each partition.
-        live: whether the minute schedule collects them, as today's.
-        last_check: to be called just before the frame last given is put in an older one's place.
+    Attributes:
+        candles: columns of ``CANDLE_DTYPES``.
+        facts: metadata of the partition's materialization.
+        last_check: to be called just before they are put in older ones' place; raises if the lock
+            under which they were made was lost.
     """
 
-    def __init__(
-        self,
-        frames: Iterable[tuple[Partition, pd.DataFrame]],
-        *,
-        note: Note = lambda partition, metadata: None,
-        live: bool = False,
-        last_check: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._frames = frames
-        self.last_check = last_check
-        self.note = note
-        self.live = live
+    candles: pd.DataFrame
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    last_check: Callable[[], object] = lambda: None
 
-    def __iter__(self) -> Iterator[tuple[Partition, pd.DataFrame]]:
-        return iter(self._frames)
 
-    def passed_on(self, *, note: Note, live: bool) -> PartitionedCandles:
-        """The same frames, on their way into another asset, which notes what becomes of them."""
-        return PartitionedCandles(self._frames, note=note, live=live)
+Giver = Callable[[Partition], AbstractContextManager[Given]]
+
+
+@dataclass(frozen=True)
+class PartitionedCandles:
+    """Candle frames by partition, produced as they are asked for.
+
+    Attributes:
+        partitions: those there are, in order.
+        opened: opens what one thread needs to be given partitions.
+        note: where an IO manager puts what it did to each partition.
+        live: whether the minute schedule collects them, as today's.
+    """
+
+    partitions: Sequence[Partition]
+    opened: Callable[[], AbstractContextManager[Giver]]
+    note: Note = lambda partition, metadata: None
+    live: bool = False

@@ -6,8 +6,13 @@ dies half-way must leave what it got; an IO manager replaces what an asset retur
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
 import dagster as dg
 import pandas as pd
+import psycopg
 from psycopg import sql
 
 from crypto_pipeline.core.candles import VALUES
@@ -16,8 +21,9 @@ from crypto_pipeline.database.candle_writer import replace_live_candles, upsert_
 from crypto_pipeline.database.tables import CANDLES
 from crypto_pipeline.errors import LakeError
 from crypto_pipeline.orchestration.failures import told_to_dagster
-from crypto_pipeline.orchestration.frames import PartitionedCandles
+from crypto_pipeline.orchestration.frames import Given, PartitionedCandles
 from crypto_pipeline.orchestration.ledger import LedgerResource
+from crypto_pipeline.orchestration.parallel import in_threads
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
 
@@ -46,24 +52,34 @@ class ValidatedLakeIOManager(dg.IOManager):
         self._zone = lake.validated()
 
     def handle_output(self, context: dg.OutputContext, obj: PartitionedCandles) -> None:
-        """Write each partition as it comes."""
-        with told_to_dagster():
-            for partition, candles in obj:
-                self._zone.write(*partition, candles, last_check=obj.last_check)
-                obj.note(
-                    partition,
-                    {
-                        "dagster/partition_row_count": len(candles),
+        """Write each partition as it is given."""
+
+        @contextmanager
+        def worker() -> Iterator[Callable[[Partition], dict[str, Any]]]:
+            with obj.opened() as give:
+
+                def write(partition: Partition) -> dict[str, Any]:
+                    with give(partition) as given:
+                        self._zone.write(*partition, given.candles, last_check=given.last_check)
+                    return {
+                        **given.facts,
+                        "dagster/partition_row_count": len(given.candles),
                         "path": dg.MetadataValue.path(self._zone.where(*partition)),
-                    },
-                )
+                    }
+
+                yield write
+
+        _noting_each(obj, worker)
 
     def load_input(self, context: dg.InputContext) -> PartitionedCandles:
-        """The partitions of the downstream run, read when iterated."""
+        """The partitions of the downstream run, read when they are asked for."""
         return PartitionedCandles(
-            (partition, self._read(partition))
-            for partition in partitions_of(context.asset_partition_keys)
+            partitions_of(context.asset_partition_keys), lambda: nullcontext(self._give)
         )
+
+    @contextmanager
+    def _give(self, partition: Partition) -> Iterator[Given]:
+        yield Given(self._read(partition))
 
     def _read(self, partition: Partition) -> pd.DataFrame:
         candles = self._zone.read(*partition)
@@ -87,41 +103,60 @@ class TimescaleIOManager(dg.IOManager):
         self._ledger = ledger
 
     def handle_output(self, context: dg.OutputContext, obj: PartitionedCandles) -> None:
-        """Store each partition as it comes."""
-        with told_to_dagster(), self._database.connect() as conn:
-            for partition, candles in obj:
-                start = day_start_ms(partition.day)
-                final = candles[candles["final"]]
-                written = upsert_candles(
-                    conn,
-                    final,
-                    exchange=partition.exchange,
-                    start=utc(start),
-                    end=utc(start + DAY_MS),
-                )
-                forming = replace_live_candles(
-                    conn, candles[~candles["final"]], exchange=partition.exchange
-                )
-                state = self._ledger.record(conn, partition, final, live=obj.live)
-                obj.note(
-                    partition,
-                    {
-                        "dagster/partition_row_count": len(final),
-                        "missing": sum(state.missing.values()),
-                        **{f"missing: {cause}": n for cause, n in state.missing.items()},
-                        "inserted": written.inserted,
-                        "changed": written.changed,
-                        "unchanged": written.unchanged,
-                        "stale": written.stale,
-                        "forming": forming,
-                        "newest candles": _newest(final),
-                        "query": dg.MetadataValue.text(_query(partition.exchange, start)),
-                    },
-                )
+        """Store each partition as it is given."""
+
+        @contextmanager
+        def worker() -> Iterator[Callable[[Partition], dict[str, Any]]]:
+            with obj.opened() as give, self._database.connect() as conn:
+
+                def store(partition: Partition) -> dict[str, Any]:
+                    with give(partition) as given:
+                        return {**given.facts, **self._store(conn, partition, given, live=obj.live)}
+
+                yield store
+
+        _noting_each(obj, worker)
+
+    def _store(
+        self, conn: psycopg.Connection, partition: Partition, given: Given, *, live: bool
+    ) -> dict[str, Any]:
+        start = day_start_ms(partition.day)
+        is_final = given.candles["final"]
+        final = given.candles if is_final.all() else given.candles[is_final]
+        written = upsert_candles(
+            conn,
+            final,
+            exchange=partition.exchange,
+            start=utc(start),
+            end=utc(start + DAY_MS),
+        )
+        forming = replace_live_candles(conn, given.candles[~is_final], exchange=partition.exchange)
+        state = self._ledger.record(conn, partition, final, live=live)
+        return {
+            "dagster/partition_row_count": len(final),
+            "missing": sum(state.missing.values()),
+            **{f"missing: {cause}": n for cause, n in state.missing.items()},
+            "inserted": written.inserted,
+            "changed": written.changed,
+            "unchanged": written.unchanged,
+            "stale": written.stale,
+            "forming": forming,
+            "newest candles": _newest(final),
+            "query": dg.MetadataValue.text(_query(partition.exchange, start)),
+        }
 
     def load_input(self, context: dg.InputContext) -> object:
         """Not offered: read ``candles`` with SQL."""
         raise NotImplementedError("nothing in this project loads timescale_candles; use SQL")
+
+
+def _noting_each(
+    obj: PartitionedCandles,
+    worker: Callable[[], AbstractContextManager[Callable[[Partition], dict[str, Any]]]],
+) -> None:
+    with told_to_dagster():
+        for partition, metadata in in_threads(obj.partitions, worker):
+            obj.note(partition, metadata)
 
 
 def _newest(candles: pd.DataFrame) -> dg.TableMetadataValue:
