@@ -19,7 +19,7 @@ from crypto_pipeline.database.copy_binary import binary_copy_blocks
 from crypto_pipeline.database.failures import database_errors
 from crypto_pipeline.database.frames import CandleArrays, candle_arrays, newest_of_each_series
 from crypto_pipeline.database.statements import LOCK, assignments, lock_keys, names, table_name
-from crypto_pipeline.database.tables import CANDLES, LIVE_CANDLES, VALUES
+from crypto_pipeline.database.tables import CANDLE_SERIES, CANDLES, LIVE_CANDLES, VALUES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,6 +66,12 @@ _MERGE: Final = sql.SQL(
     ") SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new),"
     " (SELECT count(*) FROM differing WHERE stale) FROM written"
 )
+
+_KNOW_SERIES: Final = sql.SQL(
+    "INSERT INTO {} (exchange, symbol, timeframe)"
+    " SELECT %(exchange)s, * FROM unnest(%(symbol)s::text[], %(timeframe)s::text[])"
+    " ON CONFLICT DO NOTHING"
+).format(table_name(CANDLE_SERIES))
 
 _LIVE_COLUMNS: Final = tuple(LIVE_CANDLES.columns.keys())
 _LIVE_KEY: Final = tuple(LIVE_CANDLES.primary_key.columns.keys())
@@ -133,6 +139,11 @@ def upsert_candles(
         "first": rows.first,
         "last": rows.last,
     }
+    with database_errors(conn, doing):  # before the rows, alone: nobody waits for their commit
+        symbols, timeframes = (list(names) for names in zip(*rows.series, strict=True))
+        conn.execute(
+            _KNOW_SERIES, {"exchange": exchange, "symbol": symbols, "timeframe": timeframes}
+        )
     with (
         database_errors(conn, doing),
         conn.transaction(),

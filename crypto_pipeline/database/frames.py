@@ -35,6 +35,7 @@ class CandleArrays:
         order: positions of the rows in primary-key order.
         symbols: those that occur.
         timeframes: those that occur.
+        series: the pairs of symbol and timeframe that occur, sorted.
         first: the first open time.
         last: the last open time.
     """
@@ -43,6 +44,7 @@ class CandleArrays:
     order: NDArray[np.intp]
     symbols: list[str]
     timeframes: list[str]
+    series: list[tuple[str, str]]
     first: datetime
     last: datetime
 
@@ -97,6 +99,7 @@ def candle_arrays(
         order=order,
         symbols=_occurring(symbols),
         timeframes=_occurring(timeframes),
+        series=_pairs(symbols, timeframes),
         first=_EPOCH + timedelta(microseconds=first),
         last=_EPOCH + timedelta(microseconds=last),
     )
@@ -148,6 +151,12 @@ def _ranks(column: TextColumn) -> NDArray[np.intp]:
 
 def _occurring(column: TextColumn) -> list[str]:
     return [column.values[code] for code in np.unique(column.codes)]
+
+
+def _pairs(first: TextColumn, second: TextColumn) -> list[tuple[str, str]]:
+    width = max(1, len(second.values))
+    found = np.unique(first.codes.astype(np.int64) * width + second.codes)
+    return sorted((first.values[code // width], second.values[code % width]) for code in found)
 
 
 def _not_storable(what: str) -> DatabaseError:

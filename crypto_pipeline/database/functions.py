@@ -1,4 +1,4 @@
-"""SQL functions. As for the tables, migrations create them and tests compare both."""
+"""SQL functions and views. As for the tables, migrations create them and tests compare both."""
 
 from __future__ import annotations
 
@@ -119,4 +119,20 @@ BEGIN
     queued := extract(epoch FROM clock_timestamp() - statement_timestamp());
 END
 $$
+"""
+
+#: The newest final candle of every series: one probe of the primary key a series. ``DISTINCT ON`` over
+#: all candles reads all of them, 14 s for 20 million.
+LATEST_CANDLES: Final = """
+CREATE VIEW public.latest_candles AS
+SELECT newest.*
+FROM public.candle_series AS s
+CROSS JOIN LATERAL (
+    SELECT c.exchange, c.symbol, c.timeframe, c.open_time, c.open, c.high, c.low, c.close, c.volume,
+        c.fetched_at, c.run_id, c.source
+    FROM public.candles AS c
+    WHERE c.exchange = s.exchange AND c.symbol = s.symbol AND c.timeframe = s.timeframe
+    ORDER BY c.open_time DESC
+    LIMIT 1
+) AS newest
 """

@@ -29,7 +29,7 @@ from crypto_pipeline.errors import DatabaseError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 VERSION_TABLE: Final = "crypto_pipeline_version"
 
 #: Right for dozens of series of 1m, and for years of 1h and 1d. From about a hundred series of 1m

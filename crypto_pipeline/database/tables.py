@@ -34,7 +34,7 @@ from sqlalchemy import (
 )
 
 from crypto_pipeline.core.gaps import CAUSES, PROVEN
-from crypto_pipeline.database.functions import CANDLES_FILLED, TAKE_REQUEST_PLACE
+from crypto_pipeline.database.functions import CANDLES_FILLED, LATEST_CANDLES, TAKE_REQUEST_PLACE
 
 METADATA: Final = MetaData()
 
@@ -100,6 +100,18 @@ CANDLES: Final = Table(
     *_ohlcv_rules("candles"),
     CheckConstraint("source IN ('ohlcv', 'trades')", name="candles_source_known"),
 )
+
+#: Every series of which a candle was stored; one more may stand here just before its first candle.
+CANDLE_SERIES: Final = Table(
+    "candle_series",
+    METADATA,
+    _name("exchange"),
+    _name("symbol"),
+    _name("timeframe"),
+    PrimaryKeyConstraint("exchange", "symbol", "timeframe", name="candle_series_pkey"),
+)
+
+event.listen(METADATA, "after_create", DDL(LATEST_CANDLES))  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
 #: The newest forming candle of each series. It stays when its candle closes, until the next tick.
 LIVE_CANDLES: Final = Table(

@@ -45,6 +45,9 @@ CATALOGUE = {
         " WHERE connamespace = 'public'::regnamespace"
     ),
     "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+    "views": (
+        "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public'"
+    ),
     "functions": (
         "SELECT proname, pg_get_functiondef(oid), proparallel, provolatile FROM pg_proc AS p"
         " WHERE pronamespace = 'public'::regnamespace AND NOT EXISTS ("
@@ -93,6 +96,7 @@ def test_migrated_and_created_tables_are_equal_in_the_catalogue(
     with engine_of(created).begin() as connection:
         METADATA.create_all(connection)
     assert catalogue(database_url) == catalogue(created)
+    assert {row[0] for row in catalogue(created)["views"]} == {"latest_candles"}
     assert {row[0] for row in catalogue(created)["functions"]} == {
         "candles_filled",
         "take_request_place",
