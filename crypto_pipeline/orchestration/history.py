@@ -163,10 +163,10 @@ class History:
     def vacuum(self, *, rewrite: bool = False) -> None:
         """Make the space of deleted rows usable again, and tell the planner what is left.
 
-        A table that somebody has locked is left to autovacuum. To rewrite a table gives its free
-        space back to the disk, but locks it meanwhile.
+        Autovacuum gives way, and would be slower: what it has not freed by then makes the table
+        grow. To rewrite a table gives its free space back to the disk, but locks it meanwhile.
         """
-        options = "FULL, ANALYZE" if rewrite else "ANALYZE, SKIP_LOCKED"
+        options = "FULL, ANALYZE" if rewrite else "ANALYZE"
         statement = sa.DDL(  # type: ignore[no-untyped-call]
             "VACUUM (%(options)s) %(fullname)s", context={"options": options}
         )
