@@ -45,9 +45,7 @@ CATALOGUE = {
         " WHERE connamespace = 'public'::regnamespace"
     ),
     "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
-    "views": (
-        "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public'"
-    ),
+    "views": ("SELECT viewname, definition FROM pg_views WHERE schemaname = 'public'"),
     "functions": (
         "SELECT proname, pg_get_functiondef(oid), proparallel, provolatile FROM pg_proc AS p"
         " WHERE pronamespace = 'public'::regnamespace AND NOT EXISTS ("
@@ -175,8 +173,14 @@ def test_a_database_of_the_first_version_keeps_its_candles(
         )
         command.upgrade(config, "0001")
     frame = candles(["BTC/USDT", "ETH/USDT"], minutes=100)
+    names = ["symbol", "timeframe", "open_time", "open", "high", "low", "close", "volume"]
+    names += ["fetched_at", "run_id", "source"]
     with connect(url) as conn:
-        upsert_candles(conn, frame, **WINDOW)
+        conn.cursor().executemany(
+            f"INSERT INTO candles (exchange, {', '.join(names)})"
+            " VALUES ('binance', %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            frame[names].astype(object).to_numpy().tolist(),
+        )
         before = conn.execute("SELECT xmin::text, * FROM candles ORDER BY 2, 3, 4, 5").fetchall()
     upgrade(url)
     assert catalogue(url) == catalogue(database_url)
@@ -185,8 +189,10 @@ def test_a_database_of_the_first_version_keeps_its_candles(
         assert storage(conn).hypertable is use_timescaledb
         assert upsert_candles(conn, frame, **WINDOW).unchanged == len(frame)
         found = read_candles(conn, symbol="BTC/USDT", timeframe="1m", fill=True, **WINDOW)
+        series = conn.execute("SELECT symbol, open_time FROM latest_candles").fetchall()
     assert after == before
     assert len(found) == 100
+    assert dict(series) == dict.fromkeys(["BTC/USDT", "ETH/USDT"], frame["open_time"].max())
 
 
 def test_several_processes_migrate_at_once(make_database) -> None:
