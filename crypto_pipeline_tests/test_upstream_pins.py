@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pytest
 from sqlalchemy import make_url
 
 PARTITIONS = dg.MultiPartitionsDefinition(
@@ -181,3 +182,18 @@ def test_backfills_wait_for_a_code_server_that_is_away_when_told_so_by_the_envir
 
     source = Path(asset_backfill.__file__).read_text()
     assert 'os.environ.get("DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR")' in source
+
+
+def test_a_code_server_that_met_an_absent_database_no_longer_lets_go_of_its_runs() -> None:
+    """Its one thread that does ends with the first error. Why `up` starts it anew afterwards."""
+    from types import SimpleNamespace
+
+    from dagster._grpc.server import DagsterApiServer
+
+    def away() -> None:
+        raise ConnectionError
+
+    event = SimpleNamespace(wait=lambda seconds: None, is_set=lambda: False)
+    server = SimpleNamespace(_server_termination_event=event, _check_for_orphaned_runs=away)
+    with pytest.raises(ConnectionError):
+        DagsterApiServer._cleanup_thread(server)  # type: ignore[arg-type]

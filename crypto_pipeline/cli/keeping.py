@@ -36,6 +36,7 @@ _STABLE_SECONDS: Final = 120.0
 _END_SECONDS: Final = 10.0
 #: Dagster tells every step of every run: about 50 MB a day for three exchanges.
 _LOG_BYTES: Final = 100_000_000
+_CODE_SERVER: Final = "dagster api grpc"
 
 
 @contextmanager
@@ -99,6 +100,7 @@ class Keeper:
         self._started = self._looked = 0.0
         self._reloaded = -_RELOAD_SECONDS
         self._pause = 0.0
+        self._was_away = False
 
     def __enter__(self) -> Self:
         if self._is_local:
@@ -166,17 +168,15 @@ class Keeper:
             group.__exit__(None, None, None)
 
     def _see_to_database(self) -> None:
-        """The local server, if it does not answer."""
+        """The local server is started again if it does not answer; the code server afterwards."""
+        if self._database_answers():
+            if self._was_away:
+                self._was_away = False
+                self._end_code_servers()
+            return
+        self._was_away = True
         if not self._is_local:
             return
-        try:
-            url = self.environment[
-                DATABASE_URL if self._settings.database_url is None else DAGSTER_URL
-            ]
-            with connect(url, connect_timeout=_CONNECT_SECONDS):
-                return
-        except DatabaseError:
-            pass
         try:
             server = self._database.acquire()
         except LocalServiceError as error:
@@ -191,6 +191,31 @@ class Keeper:
         if not urls.items() <= self.environment.items():  # somebody took its port meanwhile
             self.environment = {**self.environment, **urls}
             self._stop()
+
+    def _database_answers(self) -> bool:
+        try:
+            for name in (DATABASE_URL, DAGSTER_URL):
+                # Dagster's may be SQLAlchemy's, with a driver named
+                url = self.environment[name].replace("+psycopg2://", "://", 1)
+                with connect(url, connect_timeout=_CONNECT_SECONDS):
+                    pass
+        except DatabaseError:
+            return False
+        return True
+
+    def _end_code_servers(self) -> None:
+        """End the code servers, which are then started anew; runs under way go on without them.
+
+        One in which a run ended while the database was away no longer lets go of the runs it started,
+        and would come to its limit of open files (test_upstream_pins.py).
+        """
+        if self._dagster is None:
+            return
+        with suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self._dagster.pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    if _CODE_SERVER in " ".join(process.cmdline()):
+                        process.kill()
 
     def _see_to_dagster(self, now: float) -> None:
         """Dagster has ended: at once if it had run for long, else after pauses that grow."""

@@ -305,9 +305,13 @@ def test_whatever_of_it_is_killed_runs_again_and_candles_go_on(tmp_path: Path) -
 
 
 def _of(deployment: Deployment, words: str) -> list[psutil.Process]:
-    """Processes of a deployment by a part of their command line."""
-    family = psutil.Process(deployment.process.pid).children(recursive=True)
-    return [process for process in family if words in " ".join(process.cmdline())]
+    """Living processes of a deployment by a part of their command line."""
+    found = []
+    for process in psutil.Process(deployment.process.pid).children(recursive=True):
+        with suppress(psutil.Error):  # it ended meanwhile
+            if words in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def _newest(deployment: Deployment) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from crypto_pipeline.core.rules import times_ms
 from crypto_pipeline.core.timeframes import DAY_MS, MINUTE_MS, day_start_ms
 from crypto_pipeline.lake.storage import LakeStorage
 from crypto_pipeline.lake.zones import RawZone, ValidatedZone
@@ -45,6 +46,8 @@ def healed(pipeline: Pipeline, exchange: str, first: date, last: date) -> None:
     start, end = day_start_ms(first), day_start_ms(last) + DAY_MS
     _equal(pipeline, exchange, start, min(end, pipeline.now // MINUTE_MS * MINUTE_MS))
     nothing_half_is_visible(pipeline)
+    for day in pd.date_range(first, last):
+        _lake_holds_what_is_stored(pipeline, exchange, day.date())
     assert pipeline.rows("SELECT * FROM candle_gaps WHERE next_retry IS NOT NULL") == []
     assert pipeline.rows("SELECT partition_date FROM candle_partitions WHERE NOT complete") == []
     assert unfinished(pipeline) == []
@@ -60,6 +63,19 @@ def age(pipeline: Pipeline) -> None:
 def unfinished(pipeline: Pipeline) -> list[Path]:
     """Files of writes that did not come to their end."""
     return list(Path(pipeline.settings.lake).rglob(".*.tmp"))
+
+
+def _lake_holds_what_is_stored(pipeline: Pipeline, exchange: str, day: date) -> None:
+    """Both zones: a row that only the table has is one the archive lost."""
+    lake = LakeResource(pipeline.settings.lake)
+    validated = lake.validated().read(exchange, day)
+    assert validated is not None
+    stored = pipeline.candles()
+    of_day = stored["open_time"] // DAY_MS * DAY_MS == day_start_ms(day)
+    stored = stored[(stored["exchange"] == exchange) & of_day]
+    for rows in (validated[validated["final"]], lake.raw().read(exchange, day).observations):
+        held = set(zip(rows["symbol"].astype(str), times_ms(rows["open_time"]), strict=True))
+        assert set(zip(stored["symbol"], stored["open_time"], strict=True)) <= held
 
 
 def _files(pipeline: Pipeline, zone: str) -> list[tuple[str, date]]:
