@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo run test check lint types soak faults bench lock clean
+.PHONY: install demo run test check lint types soak faults fuzz bench lock clean
 
 install: $(STAMP)
 
@@ -42,8 +42,16 @@ soak: install
 faults: install
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.soak --minutes $(MINUTES) --seed $(SEED)
 
+fuzz: install
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.fuzz --answers 1000000 --seed $(SEED)
+
+# Figures of each as JSON in build/bench. A quarter of an hour; docs/performance.md says what they mean.
 bench: install
-	$(BIN)/python -m crypto_pipeline_tests.benchmarks.minute --minutes 3
+	mkdir -p build/bench
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.backfill --naive --json build/bench/backfill.json
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.store --million 5 --json build/bench/store.json
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.budget --seconds 20 --json build/bench/budget.json
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.minute --minutes 3 --json build/bench/minute.json
 
 # Needs uv; every other target installs what this wrote.
 lock:

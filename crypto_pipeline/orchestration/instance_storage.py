@@ -9,24 +9,28 @@ between is no error. ``dagster.yaml`` names this class.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from dagster_postgres import (
     DagsterPostgresStorage,
     PostgresEventLogStorage,
 )
-from dagster_postgres.utils import pg_url_from_config
-from sqlalchemy import create_engine
+from dagster_postgres.utils import pg_url_from_config, retry_pg_connection_fn
+from sqlalchemy import create_engine, inspect
+
+#: A table of each part of the storage: what they look for before they make theirs.
+_NEEDED: Final = {"event_logs", "runs", "instance_info", "jobs"}
 
 
 class PooledPostgresStorage(DagsterPostgresStorage):
     """As its base; configured alike (``postgres_url`` …)."""
 
-    def __init__(self, postgres_url: str, *arguments: Any, **named: Any) -> None:
-        super().__init__(postgres_url, *arguments, **named)
-        self._event_log_storage = _EventLogStorage(
-            postgres_url, should_autocreate_tables=self.should_autocreate_tables
-        )
+    def __init__(
+        self,
+        postgres_url: str,
+        should_autocreate_tables: bool = True,  # noqa: FBT001, FBT002 - its base's signature
+        inst_data: Any = None,
+    ) -> None:
         engine = create_engine(
             postgres_url,
             isolation_level="AUTOCOMMIT",
@@ -34,8 +38,13 @@ class PooledPostgresStorage(DagsterPostgresStorage):
             max_overflow=-1,  # as without a pool: never refused
             pool_pre_ping=True,
         )
+        if should_autocreate_tables:  # each of the parts would look for itself
+            there = retry_pg_connection_fn(lambda: inspect(engine).get_table_names())
+            should_autocreate_tables = not _NEEDED.issubset(there)
+        super().__init__(postgres_url, should_autocreate_tables, inst_data)
+        self._event_log_storage = _EventLogStorage(postgres_url, should_autocreate_tables)
         for storage in (self._event_log_storage, self._run_storage, self._schedule_storage):
-            storage._engine = engine  # noqa: SLF001 - pinned in test_upstream_pins.py
+            storage._engine = engine  # noqa: SLF001 - pinned by the tests of this module
 
     @classmethod
     def from_config_value(cls, inst_data: Any, config_value: Mapping[str, Any]) -> Self:

@@ -1,9 +1,10 @@
 """A backfill as a user pays for it: whole processes, side by side with what they would write instead.
 
 ``python -m crypto_pipeline_tests.benchmarks.backfill``: candles of a simulated binance into a
-TimescaleDB of their own, by one Dagster range run with all assets and checks, by the practical-limit
-script and by the naive one (:mod:`.peers`), each several times, in turn. Wall seconds include the start
-of the process.
+TimescaleDB of their own, by one Dagster range run with all assets and checks (``ours``: as a deployment
+launches it; ``command``: by `crypto-pipeline backfill`, which imports everything first), by the
+practical-limit script and by the naive one (:mod:`.peers`), each several times, in turn. Wall seconds
+include the start of the process.
 """
 
 from __future__ import annotations
@@ -81,9 +82,18 @@ class Machine:
         return self.server.url(name)
 
     def ours(
-        self, days: int, *, ccxt: Mapping[str, Any] | None = None, **exchange: Any
+        self,
+        days: int,
+        *,
+        warm: bool = False,
+        ccxt: Mapping[str, Any] | None = None,
+        **exchange: Any,
     ) -> tuple[Spent, str]:
-        """One Dagster range run over ``days`` days that ended yesterday; and its database."""
+        """One Dagster range run over ``days`` days that ended yesterday; and its database.
+
+        ``warm``: launched as a deployment launches the runs of a backfill (:mod:`.launched`); else by
+        the command line, in a process that imports everything first.
+        """
         url, home = self.new_database(), self.folder / f"home{self.made}"
         (home / "dagster").mkdir(parents=True)
         (home / "dagster" / "dagster.yaml").write_text(project_file("dagster.yaml").read_text())
@@ -104,12 +114,20 @@ class Machine:
             DAGSTER_HOME: str(home / "dagster"),
             EVENT_BATCH: "100",
         }
-        module = "crypto_pipeline.orchestration.backfill"
-        command = [sys.executable, "-m", module, EXCHANGE, first.isoformat(), last.isoformat()]
-        spent = self.spend(command, environment)
+        if warm:
+            module = "crypto_pipeline_tests.benchmarks.launched"
+            command = [sys.executable, "-m", module]
+        else:
+            module = "crypto_pipeline.orchestration.backfill"
+            command = [sys.executable, "-m", module]
+        spent = self.spend(
+            [*command, EXCHANGE, first.isoformat(), last.isoformat()], environment, warm=warm
+        )
         with connect(url) as conn:
             rows = conn.execute("SELECT count(*) FROM candles").fetchone()
+            gaps = conn.execute("SELECT count(*) FROM candle_partitions WHERE complete").fetchone()
         assert rows == (len(self.symbols) * days * 1_440,), rows
+        assert gaps == (days,), gaps
         return spent, url
 
     def peer(self, which: str, days: int, *, ccxt: Mapping[str, Any] | None = None) -> Spent:
@@ -140,8 +158,10 @@ class Machine:
     def fewest(self, days: int) -> int:
         return len(self.symbols) * ceil(days * 1_440 / PAGE)
 
-    def spend(self, command: Sequence[str], environment: Mapping[str, str]) -> Spent:
-        """Run it to its end.
+    def spend(
+        self, command: Sequence[str], environment: Mapping[str, str], *, warm: bool = False
+    ) -> Spent:
+        """Run it to its end; ``warm``: it says itself what the run took, as its last line.
 
         Raises:
             RuntimeError: it failed; with what it said.
@@ -160,6 +180,13 @@ class Machine:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise RuntimeError(f"{command} ended with {status}:\n{output.read_text()[-4_000:]}")
+        if warm:
+            told = json.loads(output.read_text().splitlines()[-1])
+            return Spent(
+                **told,
+                database_cpu=self._database_cpu() - before,
+                requests=len(self.simulator.control.arrivals(endpoint="candles")),
+            )
         arrived = self.simulator.control.arrivals(endpoint="candles")
         return Spent(
             wall=wall,
@@ -239,12 +266,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--naive", action="store_true", help="also the naive script, once")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
-    spent: dict[str, list[Spent]] = {"ours": [], "practical": [], "naive": []}
+    spent: dict[str, list[Spent]] = {"ours": [], "command": [], "practical": [], "naive": []}
     with machine(options.symbols) as running:
         running.ours(1)  # Dagster makes its tables, the simulator its candles
         for number in range(options.rounds):
             spent["practical"].append(running.peer("practical", options.days))
-            spent["ours"].append(running.ours(options.days)[0])
+            spent["ours"].append(running.ours(options.days, warm=True)[0])
+            spent["command"].append(running.ours(options.days)[0])
             if options.naive and not number:
                 spent["naive"].append(running.peer("naive", options.days))
             sys.stdout.write(
