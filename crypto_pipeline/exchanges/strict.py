@@ -266,7 +266,7 @@ def strict_exchange(ccxt_id: str, options: dict[str, Any]) -> Any:
 
 
 def _decoded(body: str) -> Any:
-    """JSON; the standard library reads what orjson refuses as a whole: NaN, 1e999, ``\\ud800``.
+    """JSON; the standard library reads what orjson refuses as a whole: NaN, 1e999, half a pair.
 
     Raises:
         ValueError: no JSON.

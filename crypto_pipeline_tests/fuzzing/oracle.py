@@ -64,7 +64,9 @@ class Expected:
     candles: dict[Candle, tuple[tuple[float, ...], int]] = field(default_factory=dict)
     forming: dict[Candle, tuple[tuple[float, ...], int]] = field(default_factory=dict)
     refused: Counter[Refusal] = field(default_factory=Counter)
-    recorded: dict[Refusal, int] = field(default_factory=dict)  # each as often as an answer holds it
+    recorded: dict[Refusal, int] = field(
+        default_factory=dict
+    )  # each as often as an answer holds it
 
 
 class Oracle:
