@@ -1,11 +1,13 @@
 # Each target sets up what it needs; a second call sets up nothing. docs/development.md says more.
 PORT ?= 3000
 MINUTES ?= 10
+ANSWERS ?= 1000000
+SEED ?= 1
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo run test check lint types soak bench lock clean
+.PHONY: install demo run test check lint types soak bench fuzz lock clean
 
 install: $(STAMP)
 
@@ -40,6 +42,9 @@ soak: install
 
 bench: install
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.minute --minutes 3
+
+fuzz: install
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.fuzz --answers $(ANSWERS) --seed $(SEED)
 
 # Needs uv; every other target installs what this wrote.
 lock:
