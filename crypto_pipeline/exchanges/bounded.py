@@ -115,18 +115,18 @@ async def _read(response: aiohttp.ClientResponse, bound: Bound) -> bytes:
     good = 200 <= response.status < 300
     declared = response.content_length
     if good and declared is not None and declared > bound.bytes:
-        raise _too_large(response, f"{declared:,} bytes, where {bound.bytes:,} are allowed", bound)
+        raise _too_large(response, f"{declared:,} bytes, where {bound.bytes:,} are allowed")
     body = bytearray()
     while piece := await response.content.readany():
         body += piece
         if not good and len(body) > _ERROR_BYTES:
             return bytes(body[:_ERROR_BYTES])  # its status counts, whatever else it would say
         if len(body) > bound.bytes:
-            raise _too_large(response, f"more than the {bound.bytes:,} bytes allowed", bound)
+            raise _too_large(response, f"more than the {bound.bytes:,} bytes allowed")
     return bytes(body)
 
 
-def _too_large(response: aiohttp.ClientResponse, size: str, bound: Bound) -> BadAnswer:
+def _too_large(response: aiohttp.ClientResponse, size: str) -> BadAnswer:
     return BadAnswer(
         f"HTTP {response.status} with a body of {size}",
         hint=HINT,
