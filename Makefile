@@ -1,6 +1,7 @@
 # Each target sets up what it needs; a second call sets up nothing. docs/development.md says more.
 PORT ?= 3000
 MINUTES ?= 10
+ANSWERS ?= 1000000
 SEED ?= 1
 PYTHON ?= python3
 BIN := .venv/bin
@@ -42,9 +43,6 @@ soak: install
 faults: install
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.soak --minutes $(MINUTES) --seed $(SEED)
 
-fuzz: install
-	$(BIN)/python -m crypto_pipeline_tests.benchmarks.fuzz --answers 1000000 --seed $(SEED)
-
 # Figures of each as JSON in build/bench. A quarter of an hour; docs/performance.md says what they mean.
 bench: install
 	mkdir -p build/bench
@@ -52,6 +50,9 @@ bench: install
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.store --million 5 --json build/bench/store.json
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.budget --seconds 20 --json build/bench/budget.json
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.minute --minutes 3 --json build/bench/minute.json
+
+fuzz: install
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.fuzz --answers $(ANSWERS) --seed $(SEED)
 
 # Needs uv; every other target installs what this wrote.
 lock:

@@ -115,7 +115,9 @@ class ExchangeConfig(_Model):
     markets: MarketsConfig = MarketsConfig()
     concurrency: int = Field(8, ge=1, le=200, description="requests under way at once in a run")
     timeout_seconds: float = Field(15.0, ge=0.1, le=3_600, description="of one request")
-    answer_megabytes: float = Field(32.0, ge=1, le=1_000, description="largest answer, unpacked")
+    answer_megabytes: float | None = Field(
+        None, ge=1, le=1_000, description="largest answer, unpacked; null: as fits what is asked"
+    )
 
     @field_validator("symbols", "timeframes")
     @classmethod

@@ -16,15 +16,24 @@ import aiohttp
 
 from crypto_pipeline.errors import BadAnswer
 
-#: Rows an answer may hold beyond a page: exchanges that do not keep to a limit send no more.
-EXTRA_ROWS: Final = 10_000
+#: Lists of markets have up to 20 MB.
+_MARKETS_BYTES: Final = 32_000_000
 #: What is read of an answer that says by its status that it is an error: enough for any reason.
 _ERROR_BYTES: Final = 1_000_000
-#: Real rows of candles and trades have 50 to 250 bytes, real JSON has 10 bytes a value. Decoded, a
-#: value may take 72 bytes and come with three (``[[],[],…``).
+#: Real rows of candles and trades have 50 to 250 bytes. An exchange that does not keep to a limit sends
+#: some thousand rows, whatever its page.
 _BYTES_OF_ANY_PAGE: Final = 1_000_000
 _BYTES_A_ROW: Final = 1_000
-_BYTES_A_VALUE: Final = 8
+#: How many of them must come with each row and each JSON value, of which real ones have 10. Decoded, a
+#: value may take 72 bytes where it came with three (``[[],[],…``).
+_LEAST_BYTES_A_ROW: Final = 100
+_LEAST_BYTES_A_VALUE: Final = 8
+
+#: For errors about it.
+HINT: Final = (
+    "nothing, if it passes: the next tick asks again. If it stays, and the exchange's answers are truly"
+    " that large, set answer_megabytes of this exchange in pipeline.yaml to what they need."
+)
 
 
 @dataclass(frozen=True)
@@ -33,22 +42,29 @@ class Bound:
 
     Attributes:
         bytes: of its body, unpacked.
-        setting: the key of ``pipeline.yaml`` that raises it.
     """
 
     bytes: int
-    setting: str
 
     @classmethod
-    def of_page(cls, page: int, *, at_most: int) -> Bound:
+    def of_markets(cls) -> Bound:
+        """The bound of a list of markets."""
+        return cls(_MARKETS_BYTES)
+
+    @classmethod
+    def of_page(cls, page: int) -> Bound:
         """The bound of a page of candles or trades."""
-        size = _BYTES_OF_ANY_PAGE + page * _BYTES_A_ROW
-        return cls(size, "habits.page") if size < at_most else cls(at_most, "answer_megabytes")
+        return cls(_BYTES_OF_ANY_PAGE + page * _BYTES_A_ROW)
+
+    @property
+    def rows(self) -> int:
+        """How many candles or trades it may hold."""
+        return self.bytes // _LEAST_BYTES_A_ROW
 
     @property
     def values(self) -> int:
         """How many values a JSON body may hold."""
-        return self.bytes // _BYTES_A_VALUE
+        return self.bytes // _LEAST_BYTES_A_VALUE
 
     def broken_by(self, body: str) -> str | None:
         """What is wrong with a body whose values, decoded, take too much memory."""
@@ -58,14 +74,6 @@ class Bound:
         if values <= self.values:
             return None
         return f"{values:,} JSON values, where {self.values:,} are allowed"
-
-    @property
-    def hint(self) -> str:
-        """What the reader of an error about it can do."""
-        return (
-            "nothing, if it passes: the next tick asks again. If it stays, and the exchange's"
-            f" answers are truly that large, raise {self.setting} of this exchange in pipeline.yaml."
-        )
 
 
 def bounded_session(
@@ -107,20 +115,20 @@ async def _read(response: aiohttp.ClientResponse, bound: Bound) -> bytes:
     good = 200 <= response.status < 300
     declared = response.content_length
     if good and declared is not None and declared > bound.bytes:
-        raise _too_large(response, f"{declared:,} bytes, where {bound.bytes:,} are allowed", bound)
+        raise _too_large(response, f"{declared:,} bytes, where {bound.bytes:,} are allowed")
     body = bytearray()
     while piece := await response.content.readany():
         body += piece
         if not good and len(body) > _ERROR_BYTES:
             return bytes(body[:_ERROR_BYTES])  # its status counts, whatever else it would say
         if len(body) > bound.bytes:
-            raise _too_large(response, f"more than the {bound.bytes:,} bytes allowed", bound)
+            raise _too_large(response, f"more than the {bound.bytes:,} bytes allowed")
     return bytes(body)
 
 
-def _too_large(response: aiohttp.ClientResponse, size: str, bound: Bound) -> BadAnswer:
+def _too_large(response: aiohttp.ClientResponse, size: str) -> BadAnswer:
     return BadAnswer(
         f"HTTP {response.status} with a body of {size}",
-        hint=bound.hint,
+        hint=HINT,
         http_status=response.status,
     )

@@ -25,7 +25,7 @@ import orjson
 from crypto_pipeline.core.answers import as_received
 from crypto_pipeline.core.pacing import Pacer
 from crypto_pipeline.errors import BadAnswer, ConfigError, ExchangeUnavailable
-from crypto_pipeline.exchanges.bounded import EXTRA_ROWS, Bound, bounded_session
+from crypto_pipeline.exchanges.bounded import HINT, Bound, bounded_session
 from crypto_pipeline.redaction import redacted
 
 _LONGEST_INTEGER: Final = 4_000
@@ -93,15 +93,15 @@ class StrictAnswers:
     clock: Callable[[], int] = staticmethod(lambda: time.time_ns() // 1_000_000)
     on_request: Callable[[], None] = staticmethod(lambda: None)
     pacer: Pacer | None = None
-    answer_bytes: int = 32_000_000
+    answer_bytes: int | None = None  # None as fits what is asked
     page: int = 1_000
 
     @property
     def bound(self) -> Bound:
         """Of the next answer: until the markets are there, it is a list of markets."""
-        if not self.markets:  # type: ignore[attr-defined]
-            return Bound(self.answer_bytes, "answer_megabytes")
-        return Bound.of_page(self.page, at_most=self.answer_bytes)
+        if self.answer_bytes is not None:
+            return Bound(self.answer_bytes)
+        return Bound.of_page(self.page) if self.markets else Bound.of_markets()  # type: ignore[attr-defined]
 
     def open(self, lazy: bool = False) -> None:  # noqa: FBT001, FBT002 - ccxt's signature
         """Open the session, its answers bounded."""
@@ -151,7 +151,7 @@ class StrictAnswers:
             if wrong is None:
                 return _decoded(body)
         except RecursionError:
-            wrong = f"JSON nested too deeply to be an answer ({self._shown(body[:200])})"
+            wrong = f"JSON nested too deeply to be an answer ({self._shown(body)})"
         exchanged = CURRENT.get()
         if exchanged is not None:
             exchanged.not_decoded = wrong
@@ -185,7 +185,7 @@ class StrictAnswers:
         if exchanged is not None and exchanged.not_decoded is not None:
             raise BadAnswer(
                 f"HTTP {code} with {exchanged.not_decoded}",
-                hint=self.bound.hint,
+                hint=HINT,
                 http_status=code,
             )
         if response is None or isinstance(response, str):
@@ -239,11 +239,11 @@ class StrictAnswers:
                 f" exchange puts them: {self._shown(as_received(exchanged.body))}",
                 http_status=exchanged.status,
             )
-        if len(rows) > self.page + EXTRA_ROWS:
+        if len(rows) > self.bound.rows:
             raise BadAnswer(
-                f"HTTP {exchanged.status} with {len(rows):,} {what}, where a page of"
-                f" {self.page:,} and {EXTRA_ROWS:,} more are allowed",
-                hint=self.bound.hint,
+                f"HTTP {exchanged.status} with {len(rows):,} {what}, where {self.bound.rows:,} are"
+                f" allowed and a page is {self.page:,}",
+                hint=HINT,
                 http_status=exchanged.status,
             )
         exchanged.rows = rows
@@ -270,7 +270,7 @@ def strict_exchange(ccxt_id: str, options: dict[str, Any]) -> Any:
 
 
 def _decoded(body: str) -> Any:
-    """JSON; the standard library reads what orjson refuses as a whole: NaN, 1e999, ``\\ud800``.
+    """JSON; the standard library reads what orjson refuses as a whole: NaN, 1e999, half a pair.
 
     Raises:
         ValueError: no JSON.

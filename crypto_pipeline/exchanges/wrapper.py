@@ -60,7 +60,8 @@ class ExchangeWrapper:
         self._ccxt.clock = clock
         self._ccxt.secrets = secrets
         self._ccxt.pacer = pacer
-        self._ccxt.answer_bytes = int(config.answer_megabytes * 1_000_000)
+        if config.answer_megabytes is not None:
+            self._ccxt.answer_bytes = int(config.answer_megabytes * 1_000_000)
         self._ccxt.page = self.habits.page
         self._ccxt.on_request = self._asker.count
 

@@ -84,6 +84,8 @@ class TestTheCommand:
         assert (Path(shown[DAGSTER_HOME]) / "dagster.yaml").is_file()
         assert shown["PATH"].startswith(str(Path(sys.executable).parent))
         assert shown["FAKE_VARIABLE"] == "x y"
+        assert shown["MALLOC_ARENA_MAX"] == "2"  # runs give memory back
+        assert shown["ARROW_DEFAULT_MEMORY_POOL"] == "system"
 
     def test_psql_finds_the_database_without_a_password_in_its_arguments(
         self, running: Cli
@@ -99,7 +101,11 @@ class TestTheCommand:
 
     def test_what_the_user_set_stays(self, running: Cli, tmp_path: Path) -> None:
         """A lake and a Dagster home of one's own."""
-        theirs = {LAKE: str(tmp_path / "lake"), DAGSTER_HOME: str(tmp_path)}
+        theirs = {
+            LAKE: str(tmp_path / "lake"),
+            DAGSTER_HOME: str(tmp_path),
+            "MALLOC_ARENA_MAX": "8",
+        }
         shown = json.loads(running("exec", "--", "python", "-c", SHOW, **theirs).stdout)
         assert {name: shown[name] for name in theirs} == theirs
 

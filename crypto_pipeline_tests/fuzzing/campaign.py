@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import random
-import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +20,6 @@ import pandas as pd
 import psycopg
 
 from crypto_pipeline.core.answers import Answer
-from crypto_pipeline.core.candles import VALUES
 from crypto_pipeline.core.coverage import Coverage, Series
 from crypto_pipeline.core.habits import habits_of
 from crypto_pipeline.core.intervals import Interval
@@ -34,84 +31,25 @@ from crypto_pipeline.corridor.day_book import DayBook
 from crypto_pipeline.database.candle_writer import replace_live_candles, upsert_candles
 from crypto_pipeline.database.rejected_writer import record_rejected
 from crypto_pipeline.errors import ExchangeError
-from crypto_pipeline.exchanges.failures import told
-from crypto_pipeline.exchanges.layouts import Layouts
-from crypto_pipeline.exchanges.strict import CURRENT, Exchanged, strict_exchange
 from crypto_pipeline.lake.storage import LakeStorage
 from crypto_pipeline.lake.zones import RawPartition, RawZone, ValidatedZone
 from crypto_pipeline_tests.fuzzing.answers import NAMES, ORDERS, SECONDS, Made, Maker
+from crypto_pipeline_tests.fuzzing.checking import (
+    Broken,
+    Tally,
+    candles_of,
+    conforms,
+    difference,
+    first_of,
+    recorded,
+    slots,
+)
+from crypto_pipeline_tests.fuzzing.layer import SYMBOL, StrictLayer, same_json
 from crypto_pipeline_tests.fuzzing.oracle import Asked, Expected, Oracle, Row
 
-SYMBOL: Final = "BTC/USD"
 LENGTHS: Final = {"1m": MINUTE_MS, "5m": 5 * MINUTE_MS, "1h": 60 * MINUTE_MS}
 _QUIET: Final = ("filled", "omitted", "unknown")
 _FIRST_DAY: Final = 19_000  # 2022-01-08
-
-
-class Broken(AssertionError):
-    """A promise that did not hold; the message says which, and with what answers it comes again."""
-
-
-@dataclass
-class Tally:
-    """What came of the answers."""
-
-    answers: int = 0
-    rows: int = 0
-    stored: int = 0
-    forming: int = 0
-    refused: int = 0
-    unasked: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    rules: Counter[str] = field(default_factory=Counter)
-
-    def add(self, other: Tally) -> None:
-        """Another batch."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-
-class StrictLayer:
-    """A genuine ccxt exchange held to strict answers, from the body on."""
-
-    def __init__(self, exchange: str) -> None:
-        self.exchange = exchange
-        self.ccxt = strict_exchange(exchange, {})
-        self.ccxt.set_markets([_market(SYMBOL)])
-        self.layouts = Layouts(self.ccxt)
-
-    def rows(self, body: str) -> list[Any]:
-        """The rows of a body, as ``ExchangeWrapper.fetch`` gets them.
-
-        Raises:
-            ExchangeError: as it would.
-        """
-        seen = Exchanged()
-        token = CURRENT.set(seen)
-        failure: ExchangeError | None = None
-        try:
-            response = self.ccxt.parse_json(body)
-            url, method = "http://localhost", "GET"
-            self.ccxt.handle_errors(200, "OK", url, method, {}, body, response, None, None)
-            self.ccxt.parse_ohlcvs(self._found(response))
-        except Exception as error:  # noqa: BLE001 - as asking.Asker does
-            failure = told(error, tried="fuzzing", seen=seen, redact=())
-        finally:
-            CURRENT.reset(token)
-        if failure is not None:
-            raise failure
-        assert seen.rows is not None
-        return seen.rows
-
-    def _found(self, response: Any) -> Any:
-        """Where ccxt's ``fetch_ohlcv`` takes the rows from, its empty default included."""
-        if self.exchange == "kraken":
-            return self.ccxt.safe_list(self.ccxt.safe_value(response, "result", {}), "BTCUSD", [])
-        return (
-            self.ccxt.safe_list(response, "candles", [])
-            if self.exchange == "coinbase"
-            else response
-        )
 
 
 class Batch:
@@ -152,6 +90,14 @@ class Batch:
         Raises:
             Broken: a promise did not hold.
         """
+        try:
+            return self._run(conn)
+        except Broken:
+            raise
+        except Exception as error:  # whatever leaves breaks the first promise
+            raise Broken(f"{self.name}: {type(error).__name__}: {error}") from error
+
+    def _run(self, conn: psycopg.Connection) -> Tally:
         series = [
             Series(f"{base}/USD", timeframe)
             for base in self._chance.sample(("BTC", "ETH", "é", "X" * 20, "1INCH"), 3)
@@ -218,7 +164,7 @@ class Batch:
             return None
         if made.rows is None:
             return rows
-        if not _same_json(rows, made.rows, json.loads(made.body)):
+        if not same_json(rows, made.rows, json.loads(made.body)):
             self._fail("read other rows than were sent", made.body)
         return rows
 
@@ -262,7 +208,7 @@ class Batch:
             self._fail("the answer's time was changed", repr(asked.rows))
         window = set(range(asked.start, asked.end, asked.length))
         before = self._oracle.final_before(asked, rows)
-        parts = [_slots(each, asked.length) for each in
+        parts = [slots(each, asked.length) for each in
                  (judgement.settled, judgement.rejected, judgement.silent)]  # fmt: skip
         if sum(map(len, parts)) != len(set().union(*parts)) or set().union(*parts) != {
             slot for slot in window if slot < before
@@ -273,7 +219,7 @@ class Batch:
         good = {
             row.time
             for row in rows
-            if row.time in window and row.time < before and _conforms(row, asked)
+            if row.time in window and row.time < before and conforms(row, asked)
         }
         if not good <= parts[0] or (self._habits.quiet != "omitted" and good != parts[0]):
             self._fail(f"it settles {parts[0]}, but holds {good}", repr(asked.rows))
@@ -309,7 +255,7 @@ class Batch:
 
     def _check_stored(self, conn: psycopg.Connection, expected: Expected, start: int) -> None:
         """Each candle once, bit by bit as it was sent."""
-        _compare(self, "candles", _candles(conn, "candles", self.name, start), expected.candles)
+        self._same("candles", candles_of(conn, "candles", self.name, start), expected.candles)
         self._forming |= expected.forming
 
     def _check_live(self, conn: psycopg.Connection) -> None:
@@ -317,10 +263,10 @@ class Batch:
         for symbol, timeframe, time in self._forming:
             newest[symbol, timeframe] = max(newest.get((symbol, timeframe), 0), time)
         forming = {key: value for key, value in self._forming.items() if newest[key[:2]] == key[2]}
-        live = {}
+        live: dict[Any, Any] = {}
         for number in self._days:
-            live |= _candles(conn, "live_candles", self.name, number * DAY_MS)
-        _compare(self, "live_candles", live, forming)
+            live |= candles_of(conn, "live_candles", self.name, number * DAY_MS)
+        self._same("live_candles", live, forming)
 
     def _check_refused(
         self, conn: psycopg.Connection, expected: Expected, rejected: pd.DataFrame, day: date
@@ -330,20 +276,14 @@ class Batch:
         found = Counter(zip(*names, strict=True))
         if found != expected.refused:
             self._fail(
-                f"refused otherwise: {_first(found - expected.refused)} instead of"
-                f" {_first(expected.refused - found)}", ""
+                f"refused otherwise: {first_of(found - expected.refused)} instead of"
+                f" {first_of(expected.refused - found)}", ""
             )  # fmt: skip
-        query = (
-            "SELECT symbol, timeframe, rule, received, count(*) FROM rejected_candles"
-            " WHERE exchange = %s AND partition_date = %s GROUP BY 1, 2, 3, 4"
-        )
-        recorded = {
-            tuple(row[:4]): row[4] for row in conn.execute(query, [self.name, day]).fetchall()
-        }
-        if recorded != expected.recorded:
+        kept = recorded(conn, self.name, day)
+        if kept != expected.recorded:
             self._fail(
-                f"recorded otherwise: {_first(recorded.items() - expected.recorded.items())} instead"
-                f" of {_first(expected.recorded.items() - recorded.items())}", ""
+                f"recorded otherwise: {first_of(kept.items() - expected.recorded.items())} instead"
+                f" of {first_of(expected.recorded.items() - kept.items())}", ""
             )  # fmt: skip
 
     def _check_coverage(self, coverage: Coverage, expected: Expected, start: int) -> None:
@@ -351,7 +291,7 @@ class Batch:
         if self._habits.quiet != "unknown":
             return  # silence may be proven
         for series, known in coverage.by_series.items():
-            settled = _slots(known.settled, LENGTHS[series.timeframe])
+            settled = slots(known.settled, LENGTHS[series.timeframe])
             kept = {s for s in self._kept.get(series, ()) if start <= s < start + DAY_MS}
             if not settled <= kept:
                 self._fail(f"{series} counts as settled at {settled - kept}", "")
@@ -363,84 +303,20 @@ class Batch:
             if not settled <= stored:
                 self._fail(f"{series} is not stored at {settled - stored}", "")
 
+    def _same(self, table: str, stored: dict[Any, Any], expected: dict[Any, Any]) -> None:
+        differs = difference(table, stored, expected)
+        if differs is not None:
+            self._fail(differs, "")
+
     def _fail(self, what: str, answer: str) -> None:
         raise Broken(f"{self.name} ({self._layer.exchange}): {what} {answer[:2_000]}")
 
 
 def batches(
-    answers: int, seed: int, *, url_connection: psycopg.Connection, lake: Path, size: int = 2_000
+    answers: int, seed: int, *, conn: psycopg.Connection, lake: Path, size: int = 2_000
 ) -> Iterator[Tally]:
     """Run so many answers; what came of each batch."""
     layers = {exchange: StrictLayer(exchange) for exchange in ORDERS}
     for number, first in enumerate(range(0, answers, size)):
         batch = Batch(number, seed, layers=layers, lake=lake, answers=min(size, answers - first))
-        yield batch.run(url_connection)
-
-
-def _market(symbol: str) -> dict[str, Any]:
-    base, quote = symbol.split("/")
-    return {
-        "id": base + quote, "symbol": symbol, "base": base, "quote": quote, "baseId": base,
-        "quoteId": quote, "type": "spot", "spot": True, "swap": False, "future": False,
-        "option": False, "contract": False, "linear": None, "inverse": None, "active": True,
-        "precision": {}, "limits": {}, "info": {},
-    }  # fmt: skip
-
-
-def _same_json(rows: list[Any], made: list[Any], body: Any) -> bool:
-    """Whether the strict layer's rows are the standard decoder's, numbers taken as floats."""
-    while isinstance(body, dict):
-        body = next(
-            value for name, value in body.items() if name in ("result", "candles", "BTCUSD")
-        )
-    return _floats(rows) == _floats(body) and len(body) == len(made)
-
-
-def _floats(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {name: _floats(value) for name, value in node.items()}
-    if isinstance(node, list):
-        return [_floats(value) for value in node]
-    if type(node) in (int, float):
-        try:
-            return struct.pack(">d", float(node))
-        except OverflowError:
-            return "huge"
-    return node
-
-
-def _conforms(row: Row, asked: Asked) -> bool:
-    from crypto_pipeline_tests.fuzzing.oracle import broken
-
-    assert row.time is not None
-    return broken(row, asked.length, asked.now, row.time // DAY_MS * DAY_MS) is None
-
-
-def _slots(intervals: Any, length: int) -> set[int]:
-    return {slot for start, end in intervals for slot in range(start, end, length)}
-
-
-def _candles(conn: psycopg.Connection, table: str, exchange: str, start: int) -> dict[Any, Any]:
-    names = ", ".join(VALUES)
-    query = (
-        f"SELECT symbol, timeframe, (extract(epoch FROM open_time) * 1000)::bigint, {names},"
-        f" (extract(epoch FROM fetched_at) * 1000)::bigint FROM {table}"
-        " WHERE exchange = %s AND open_time >= %s AND open_time < %s"
-    )
-    with conn.cursor(binary=True) as cursor:
-        cursor.execute(query, [exchange, utc(start), utc(start + DAY_MS)])
-        return {row[:3]: (row[3:8], row[8]) for row in cursor.fetchall()}
-
-
-def _compare(batch: Batch, table: str, stored: dict[Any, Any], expected: dict[Any, Any]) -> None:
-    def bits(entries: dict[Any, Any]) -> dict[Any, Any]:
-        return {key: (struct.pack(">5d", *values), at) for key, (values, at) in entries.items()}
-
-    mine, theirs = bits(stored), bits(expected)
-    if mine != theirs:
-        key = _first(mine.items() ^ theirs.items())[0]
-        batch._fail(f"{table} holds {stored.get(key)} for {key}, not {expected.get(key)}", "")
-
-
-def _first(found: Any) -> Any:
-    return next(iter(sorted(map(lambda x: x, found), key=repr)), None)
+        yield batch.run(conn)

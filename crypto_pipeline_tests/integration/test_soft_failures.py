@@ -1,7 +1,7 @@
 """Every failure ccxt turns into "no candles", on every dialect: never green, never unlabelled, healed.
 
 Facts: HTTP 200 with HTML, cut JSON, ``null``, nothing, 204, a cut gzip stream, 52x, ``{}``, another
-pair's name, rows of None.
+pair's name, rows of None; and answers that are refused for their size.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ FAULTS = {
     "another pair": {"act": "wrong_pair"},
     "rows of None": {"act": "bad_candles", "spoil": "null_row"},
     "a connection cut in mid-body": {"act": "drop_mid_body"},
+    "10 million rows": {"act": "large", "megabytes": 140},
+    "a bomb": {"act": "bomb", "encoding": "gzip", "megabytes": 100},
 }
 SYMBOL = {"binance": "BTC/USDT", "kraken": "BTC/USD", "coinbaseexchange": "BTC/USD"}
 CASES = [
