@@ -13,9 +13,9 @@ from crypto_pipeline.orchestration.partitions import Partition
 
 Result = TypeVar("Result")
 
-#: While one waits for the database, and another for the disk, a third computes. So many partitions
-#: are in memory at once, however many a run has.
-THREADS: Final = 3
+#: While one waits for the database or the disk, another computes; a third gains nothing. So many
+#: partitions are in memory at once, however many a run has.
+THREADS: Final = 2
 
 
 def in_threads(
