@@ -162,3 +162,20 @@ def _with_margin(window: Interval, *, page: int, length: int, margin: int, last:
     after = max(0, min(margin, room // 2, (last - window.end) // length))
     before = min(margin, room - after)
     return Interval(max(0, window.start - before * length), window.end + after * length)
+
+
+#: An exchange that takes longer to settle is not waited for: its candles come a tick later.
+_LONGEST_SETTLING_MS: Final = 10_000
+
+
+def settling_ms(now: int, *, settle_ms: int) -> int:
+    """How long a minute run waits before it asks, so that the minute just closed is final by then.
+
+    A run that asked at once would get it as one that may still change, and store it a minute late. The
+    exchange's clock is known to the second, so a second more than it takes to settle.
+
+    Args:
+        now: our clock, ms.
+        settle_ms: how long after its close a candle may still change.
+    """
+    return max(0, min(settle_ms, _LONGEST_SETTLING_MS) + 1_000 - now % MINUTE_MS)

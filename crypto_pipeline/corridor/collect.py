@@ -37,6 +37,9 @@ from crypto_pipeline.lake.zones import RawPartition, RawZone
 #: After so many windows in a row failed, with no answer between, an exchange is left alone.
 GIVE_UP_AFTER: Final = 8
 
+#: Rows of answers that wait to become columns, at most: those of a hostile exchange may be large.
+_WAITING_ROWS: Final = 100_000
+
 
 @dataclass(kw_only=True)
 class CollectedDay:
@@ -214,6 +217,9 @@ class Collection:
         self._failures_in_a_row = 0
         self._result.answered += 1
         self._book.answer(answer)
+        if self._book.waiting_rows > _WAITING_ROWS:
+            async with self._writing:
+                await self._parse()
 
     async def _stream(self, request: TradeRequest) -> None:
         """Candles of one symbol from its trades, written as they come."""
@@ -267,10 +273,14 @@ class Collection:
         await self._write(day)
         self._on_day(day, self._result.days[day])
 
-    async def _write(self, day: date) -> None:
+    async def _parse(self) -> None:
         for answer, judgement in self._book.parse():
-            series = Series(answer.symbol, answer.timeframe)
-            await self._lives.look_up(answer, judgement, over(self._coverage, series))
+            if judgement.silent:
+                series = Series(answer.symbol, answer.timeframe)
+                await self._lives.look_up(answer, judgement, over(self._coverage, series))
+
+    async def _write(self, day: date) -> None:
+        await self._parse()
         rows = self._book.rows(day)
         findings = self._book.findings(day)
         tally = self._result.days.get(day, CollectedDay())

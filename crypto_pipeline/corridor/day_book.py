@@ -49,6 +49,7 @@ class DayBook:
         self._habits = habits
         self._lives = lives
         self._run_id = run_id
+        self.waiting_rows = 0  # of answers not yet parsed
         self._answers: list[Answer] = []
         self._pages: defaultdict[date, _Page] = defaultdict(_Page)
         self._newest: dict[Series, int] = {}
@@ -70,6 +71,7 @@ class DayBook:
         self._newest[series] = answer.fetched_at
         self._now = max(self._now, answer.exchange_now)
         self._answers.append(answer)
+        self.waiting_rows += len(answer.rows)
 
     def failure(self, failed: FailedRequest) -> None:
         """Note a window that failed, in every partition it touches."""
@@ -98,7 +100,7 @@ class DayBook:
 
     def parse(self) -> list[tuple[Answer, Judgement]]:
         """Sort the answers since the last call into partitions; what each settles."""
-        answers, self._answers = self._answers, []
+        answers, self._answers, self.waiting_rows = self._answers, [], 0
         if not answers:
             return []
         habits = self._habits

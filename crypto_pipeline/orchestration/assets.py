@@ -18,7 +18,7 @@ import dagster as dg
 
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.pacing import Pacer
-from crypto_pipeline.core.planning import asked_just_now, resting
+from crypto_pipeline.core.planning import asked_just_now, resting, settling_ms
 from crypto_pipeline.core.validation import validate
 from crypto_pipeline.corridor.collect import CollectedDay, Collection
 from crypto_pipeline.corridor.garbage import rare_collections
@@ -179,6 +179,9 @@ def _collect(
 
     async def collect() -> None:
         async with ccxt.open(exchange, live=live) as wrapper:
+            if live:
+                wait = settling_ms(wrapper.our_now, settle_ms=wrapper.habits.settle_ms)
+                await asyncio.sleep(wait / 1_000)
             with database.raw_locks() as lock:
                 collection = Collection(
                     exchange=wrapper,

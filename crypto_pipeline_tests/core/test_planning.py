@@ -31,6 +31,7 @@ from crypto_pipeline.core.planning import (
     plan_windows,
     reach,
     resting,
+    settling_ms,
 )
 from crypto_pipeline.core.timeframes import DAY_MS, MINUTE_MS, timeframe_ms
 from crypto_pipeline_tests.core.builders import T0, at, minutes, span
@@ -463,3 +464,17 @@ def test_a_fragmented_month_with_margins_is_planned_in_linear_time() -> None:
     windows = plan(wanted=(0, 44_640), settled=settled, page=20, holes=known, quiet="omitted")
     assert len(windows) == ceil(44_639 / 20)
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("second", "waits"), [(0, 3_000), (1.5, 1_500), (2.999, 1), (3, 0), (30, 0), (59.9, 0)]
+)
+def test_a_minute_run_waits_until_the_minute_before_is_final(second: float, waits: int) -> None:
+    """Runs that start in hundredths of a second asked so early that each candle came a minute late."""
+    now = T0 + 7 * MINUTE_MS + round(second * 1_000)
+    assert settling_ms(now, settle_ms=2_000) == waits
+
+
+def test_a_minute_run_never_waits_long() -> None:
+    """An exchange that settles its candles for minutes: they come late, but the tick does not hang."""
+    assert settling_ms(T0, settle_ms=300_000) == 11_000

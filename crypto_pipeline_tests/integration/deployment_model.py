@@ -171,9 +171,9 @@ class Deployment:
         """Count writes, and let none happen after the last one."""
         lake_write, record = LakeStorage.write, ledger.record_partition
 
-        def counted_lake(storage: LakeStorage, name: str, content: bytes) -> None:
+        def counted_lake(storage: LakeStorage, name: str, content: bytes, **how: Any) -> None:
             self._write()
-            lake_write(storage, name, content)
+            lake_write(storage, name, content, **how)
 
         def counted_ledger(*args: Any, **named: Any) -> None:
             self._write()
