@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +45,7 @@ from crypto_pipeline.settings import (
 )
 from crypto_pipeline.simulator import SimulatorConfig, SimulatorHandle, running_simulator
 from crypto_pipeline_tests.benchmarks import peers
+from crypto_pipeline_tests.benchmarks.peak import Peak
 
 PAGE = 1_000
 EXCHANGE = "binance"
@@ -174,7 +174,7 @@ class Machine:
             process = subprocess.Popen(
                 command, env={**os.environ, **environment}, stdout=sink, stderr=subprocess.STDOUT
             )
-            peak = _Peak(process.pid)
+            peak = Peak(process.pid)
             _, status, used = os.wait4(process.pid, 0)
             wall = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -192,7 +192,7 @@ class Machine:
             wall=wall,
             cpu=used.ru_utime + used.ru_stime,
             database_cpu=self._database_cpu() - before,
-            peak_mb=peak.stop(),
+            peak_mb=peak.megabytes,
             requests=len(arrived),
         )
 
@@ -209,31 +209,6 @@ class Machine:
                 continue
             total += times.user + times.system + times.children_user + times.children_system
         return total
-
-
-class _Peak(threading.Thread):
-    """The most memory a process had, MB: its own word (VmHWM), read until it ends."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self._status = Path(f"/proc/{pid}/status")
-        self._kb = 0
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            try:
-                text = self._status.read_text()
-            except OSError:
-                return
-            if "VmHWM:" not in text:
-                return
-            self._kb = int(text.split("VmHWM:")[1].split()[0])
-            time.sleep(0.02)
-
-    def stop(self) -> float:
-        self.join(1)
-        return self._kb / 1_024
 
 
 @contextmanager

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
-from pathlib import Path
 
 import dagster as dg
 import psutil
@@ -20,6 +18,7 @@ from dagster._core.launcher import LaunchRunContext
 from crypto_pipeline.orchestration.jobs import OHLCV_JOB
 from crypto_pipeline.orchestration.launcher import ForkingRunLauncher
 from crypto_pipeline.orchestration.tags import RANGE_END, RANGE_START
+from crypto_pipeline_tests.benchmarks.peak import Peak
 
 
 def job() -> dg.JobDefinition:
@@ -47,7 +46,7 @@ def main() -> None:
             tags={RANGE_START: f"{start}|{exchange}", RANGE_END: f"{end}|{exchange}"},
         )
         launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
-        peak = _Peak(nursery.children()[0].pid)
+        peak = Peak(nursery.children()[0].pid)
         while not (found := instance.get_run_by_id(run.run_id)) or not found.is_finished:
             time.sleep(0.05)
         wall = time.perf_counter() - began
@@ -57,26 +56,7 @@ def main() -> None:
         after = nursery.cpu_times()
         cpu = after.children_user + after.children_system
         cpu -= before.children_user + before.children_system
-        sys.stdout.write(json.dumps({"wall": wall, "cpu": cpu, "peak_mb": peak.kb / 1_024}) + "\n")
-
-
-class _Peak(threading.Thread):
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self._status = Path(f"/proc/{pid}/status")
-        self.kb = 0
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            try:
-                text = self._status.read_text()
-            except OSError:
-                return
-            if "VmHWM:" not in text:
-                return
-            self.kb = int(text.split("VmHWM:")[1].split()[0])
-            time.sleep(0.05)
+        sys.stdout.write(json.dumps({"wall": wall, "cpu": cpu, "peak_mb": peak.megabytes}) + "\n")
 
 
 if __name__ == "__main__":
