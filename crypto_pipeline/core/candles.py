@@ -59,12 +59,19 @@ def empty_observations() -> pd.DataFrame:
 
 def as_observations(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with exactly the observation columns, in order and dtype."""
-    return frame[list(OBSERVATION_DTYPES)].astype(OBSERVATION_DTYPES)
+    return _typed(frame, OBSERVATION_DTYPES)
 
 
 def as_candles(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with exactly the candle columns, in order and dtype."""
-    return frame[list(CANDLE_DTYPES)].astype(CANDLE_DTYPES)
+    return _typed(frame, CANDLE_DTYPES)
+
+
+def _typed(frame: pd.DataFrame, dtypes: dict[str, object]) -> pd.DataFrame:
+    """Columns that are of their dtype already are not made again."""
+    columns = frame[list(dtypes)]
+    other = {name: dtype for name, dtype in dtypes.items() if columns[name].dtype != dtype}
+    return columns.astype(other) if other else columns
 
 
 def concat(frames: list[pd.DataFrame], dtypes: dict[str, object]) -> pd.DataFrame:

@@ -57,7 +57,9 @@ def validate(observations: pd.DataFrame, *, day: date) -> Validation:
     broken = first_broken(columns_of(observations, partition_start=day_start))
     kept = np.flatnonzero(broken < 0)
     newest, duplicated = _resolve(observations, kept, day_start)
-    candles = as_candles(observations.iloc[newest]).reset_index(drop=True)
+    every = np.array_equal(newest, np.arange(len(observations)))
+    candles = as_candles(observations if every else observations.iloc[newest])
+    candles = candles.reset_index(drop=True)
     return Validation(candles, _rejected(observations, broken, duplicated))
 
 
