@@ -1,7 +1,8 @@
 """Processes that ask a simulated exchange under a shared budget, and what arrived of it there.
 
 ``python -m crypto_pipeline_tests.askers JSON`` is one of them: a run's wrapper, genuine ccxt and
-budget, without Dagster around it. It says "ready", waits for a line, asks, and says what it did.
+budget, without Dagster around it, or whole backfill runs. It says "ready", waits for a line, asks, and
+says what it did.
 """
 
 from __future__ import annotations
@@ -12,21 +13,27 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
+
+import dagster as dg
 
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.coverage import Series
 from crypto_pipeline.core.intervals import Interval
 from crypto_pipeline.core.timeframes import MINUTE_MS, day_start_ms
-from crypto_pipeline.corridor.collect import Collection
+from crypto_pipeline.database.budget import SharedBudget
 from crypto_pipeline.errors import CryptoPipelineError
-from crypto_pipeline.lake.storage import LakeStorage
-from crypto_pipeline.lake.zones import RawZone
-from crypto_pipeline.orchestration.resources import CcxtResource, DatabaseResource
+from crypto_pipeline.orchestration.build import build_defs
+from crypto_pipeline.orchestration.jobs import OHLCV_JOB
+from crypto_pipeline.orchestration.resources import CcxtResource
+from crypto_pipeline.orchestration.tags import RANGE_END, RANGE_START
+from crypto_pipeline.settings import CONFIG, DATABASE_URL, HOME, read_settings
 from crypto_pipeline.simulator import SimulatorHandle
 
 FIRST = date(2024, 3, 1)
@@ -104,10 +111,13 @@ def most_within(times_ns: Sequence[int], seconds: float) -> int:
 
 def main() -> None:
     job = json.loads(sys.argv[1])
-    config = PipelineConfig.model_validate(job["config"])
-    ccxt = CcxtResource(config, lambda: job["url"])
-    does = {"ask": _ask, "minutes": _minutes, "collect": _collect, "acquire": _acquire}
-    result = asyncio.run(does[job["does"]](ccxt, job))
+    if job["does"] == "backfill":
+        result = _backfill(job)
+    else:
+        config = PipelineConfig.model_validate(job["config"])
+        ccxt = CcxtResource(config, lambda: job["url"])
+        does = {"ask": _ask, "minutes": _minutes, "acquire": _acquire}
+        result = asyncio.run(does[job["does"]](ccxt, job))
     sys.stdout.write(json.dumps(result) + "\n")
 
 
@@ -192,23 +202,60 @@ async def _acquire(ccxt: CcxtResource, job: dict[str, Any]) -> dict[str, Any]:
     return {"median_ms": statistics.median(took), "cpu_ms": cpu * 1_000 / len(took)}
 
 
-async def _collect(ccxt: CcxtResource, job: dict[str, Any]) -> dict[str, Any]:
-    """Backfill runs of ``days`` days each, one after the other, until ``seconds`` are over."""
-    database = DatabaseResource(lambda: job["url"])
-    await _told_to_go()
+def _backfill(job: dict[str, Any]) -> dict[str, Any]:
+    """Backfill runs of ``days`` days each, one after the other, until ``seconds`` are over.
+
+    Whole ones: all assets and checks, as Dagster's own processes execute them.
+    """
+    folder = Path(job["folder"])
+    folder.mkdir(parents=True)
+    (folder / "pipeline.yaml").write_text(json.dumps(job["config"]))
+    settings = read_settings(
+        {CONFIG: str(folder / "pipeline.yaml"), HOME: str(folder), DATABASE_URL: job["url"]}
+    )
+    definitions = build_defs(settings=settings)
+    meter = _Meter()
+    budget: Any = SharedBudget
+    budget.acquire = meter.of(budget.acquire)
+    asyncio.run(_told_to_go())
     end = time.monotonic() + job["seconds"]
-    requests, cpu, day = 0, time.process_time(), FIRST + timedelta(days=job["from_day"])
-    while time.monotonic() < end:
-        days = [day + timedelta(days=n) for n in range(job["days"])]
-        day = days[-1] + timedelta(days=1)
-        async with ccxt.open("binance", live=False) as wrapper:
-            wrapper._ccxt.timeout_on_exit = 0
-            with database.raw_locks() as lock:
-                zone = RawZone(LakeStorage(job["lake"]), lock)
-                collection = Collection(exchange=wrapper, zone=zone, days=days, run_id="bench")
-                await collection.run()
-            requests += wrapper.counts.requests
-    return {"requests": requests, "cpu": time.process_time() - cpu}
+    cpu, day = time.process_time(), FIRST + timedelta(days=job["from_day"])
+    with dg.DagsterInstance.ephemeral() as instance:
+        while time.monotonic() < end:
+            last = day + timedelta(days=job["days"] - 1)
+            definitions.resolve_job_def(OHLCV_JOB).execute_in_process(
+                instance=instance,
+                tags={RANGE_START: f"{day}|binance", RANGE_END: f"{last}|binance"},
+            )
+            day = last + timedelta(days=1)
+    return {"cpu": time.process_time() - cpu, "acquiring": meter.seconds}
+
+
+class _Meter:
+    """The CPU that coroutines take, step by step: not what others take while they wait."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def of(self, function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+        @types.coroutine
+        def metered(*arguments: Any, **named: Any) -> Generator[Any, Any, Any]:
+            coroutine = function(*arguments, **named)
+            step, sent = coroutine.send, None
+            while True:
+                began = time.thread_time()
+                try:
+                    asked = step(sent)
+                except StopIteration as end:
+                    return end.value
+                finally:
+                    self.seconds += time.thread_time() - began
+                try:
+                    step, sent = coroutine.send, (yield asked)
+                except BaseException as error:  # whatever it is, it is for the coroutine
+                    step, sent = coroutine.throw, error
+
+        return metered
 
 
 if __name__ == "__main__":

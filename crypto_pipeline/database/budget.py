@@ -5,13 +5,18 @@ A row holds the next moment at which a request may go out (GCRA). Taking a place
 database, first come, first served, each run with one request at a time. A pause that the exchange
 asks for is notified to every run, so that places taken before are not used in it. Without the
 database nothing goes out.
+
+Most of what a place costs is the statement. So where several requests of a run wait and places are
+close to each other, one statement takes a few in a row.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from contextlib import AsyncExitStack, nullcontext, suppress
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
@@ -33,6 +38,11 @@ LIVE_AHEAD_MS: Final = 600_000.0
 BACKFILL_AHEAD_MS: Final = 300.0
 #: Where one place alone is longer, a minute run's first request goes out after this much all the same.
 LIVE_PATIENCE_MS: Final = 1_700.0
+
+#: Places so close to each other are taken in a row, of so much time at most: the next run in line, and
+#: a minute run, wait for a row as for one dear request.
+_CLOSE_MS: Final = 30.0
+_IN_A_ROW_MS: Final = 140.0
 
 #: A longer pause is not waited for: the run ends, and the next one asks again.
 LONGEST_WAIT_SECONDS: Final = 60.0
@@ -89,6 +99,38 @@ _NOTE: Final = sql.SQL(
 ).format(table_name(REQUEST_BUDGETS))
 
 
+class _Row:
+    """Places in a row, taken for the requests of one cost."""
+
+    def __init__(self) -> None:
+        self.places: deque[tuple[float, float]] = deque()  # when each is, and when it was taken
+        self._waiting = 0
+        self._most = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[Self]:
+        """One more request waits."""
+        self._waiting += 1
+        self._most = max(self._most, self._waiting)
+        try:
+            yield self
+        finally:
+            self._waiting -= 1
+
+    def demand(self) -> int:
+        """The most that waited at once since this was asked last: while it waits, as many come again."""
+        most, self._most = self._most, self._waiting
+        return most
+
+    def next(self, now: float) -> tuple[float, float] | None:
+        """The next one that is still to come."""
+        while self.places:
+            place = self.places.popleft()
+            if place[0] > now:
+                return place
+        return None
+
+
 class SharedBudget:
     """The budget of one exchange, used by one run; an async context manager.
 
@@ -112,6 +154,7 @@ class SharedBudget:
         (self._in_turn,) = lock_keys(purpose="request place", exchange=name)
         self._opened = AsyncExitStack()
         self._turn = asyncio.Lock()  # requests of one run take places in the order they came
+        self._rows: dict[float, _Row] = defaultdict(_Row)  # by the cost of a request
         self._stopping = asyncio.Lock()
         self._stopped_at = -math.inf  # when this run last heard of a refusal
         self._first = live  # the next request is a minute run's first
@@ -153,8 +196,9 @@ class SharedBudget:
         began = _now()
         tolerance, may_go = self._tolerance, False
         while not may_go:
-            async with self._turn:
-                place, taken_at = await self._place(cost_ms / self._share)
+            with self._rows[cost_ms].waiting() as row:
+                async with self._turn:
+                    place, taken_at = row.next(_now()) or await self._new_row(row, cost_ms)
             await asyncio.sleep(place - _now())
             if self._listening().lost:  # a pause would not be heard
                 await self._say(_MAKE)
@@ -195,14 +239,22 @@ class SharedBudget:
         if name == self._name:
             self._stopped_at = max(self._stopped_at, _now())
 
-    async def _place(self, cost_ms: float) -> tuple[float, float]:
-        """Take a place, waiting until there is one; when it is, and when it was taken.
+    async def _new_row(self, row: _Row, cost_ms: float) -> tuple[float, float]:
+        """Take a place and, if more will be needed, a few after it; when it is, and was taken."""
+        cost = cost_ms / self._share
+        wanted = min(row.demand(), int(_IN_A_ROW_MS / cost)) if cost < _CLOSE_MS else 1
+        place, taken_at = await self._place(cost, wanted)
+        row.places.extend((place + n * cost / 1_000, taken_at) for n in range(1, wanted))
+        return place, taken_at
+
+    async def _place(self, cost_ms: float, wanted: int) -> tuple[float, float]:
+        """Take places in a row, waiting until there are; when the first is, and when it was taken.
 
         Both by the event loop's clock. Between the two the exchange may have asked for a pause.
         """
         while True:
             asked_at = _now()
-            place, blocked, reason, queued = await self._take(cost_ms)
+            place, blocked, reason, queued = await self._take(cost_ms, wanted)
             if place is not None:
                 dear = cost_ms > LIVE_PATIENCE_MS and self._first
                 self._first = False
@@ -222,14 +274,14 @@ class SharedBudget:
                 )
             await asyncio.sleep(blocked)
 
-    async def _take(self, cost_ms: float) -> tuple[float | None, float, str, float]:
+    async def _take(self, cost_ms: float, wanted: int) -> tuple[float | None, float, str, float]:
         """Seconds to the place, or None and for how many the exchange is to be left alone, and why.
 
         Also how many of them it took, for those before in the line.
         """
         counts = replace(self.counts)
         request = {
-            "cost": cost_ms,
+            "cost": cost_ms * wanted,
             "ahead": LIVE_AHEAD_MS if self._live else _ahead_ms(cost_ms),
             "turn": None if self._live else self._in_turn,
             **self._to_note(),
