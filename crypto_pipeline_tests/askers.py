@@ -252,7 +252,7 @@ class _Meter:
                     self.seconds += time.thread_time() - began
                 try:
                     step, sent = coroutine.send, (yield asked)
-                except BaseException as error:  # whatever it is, it is for the coroutine
+                except BaseException as error:  # noqa: BLE001 - whatever it is, it is for the coroutine
                     step, sent = coroutine.throw, error
 
         return metered
