@@ -83,6 +83,14 @@ class RawZone:
         rows, notes = read_notes(content, where=where)
         return RawSummary(rows, _coverage(notes, where=where))
 
+    def version(self, exchange: str, day: date) -> str | None:
+        """What changes whenever the partition does; None if nothing was ever asked.
+
+        Raises:
+            LakeError: the file cannot be looked at.
+        """
+        return self._storage.version(_name("raw", exchange, day))
+
     def update(
         self, exchange: str, day: date, change: Callable[[RawPartition], RawPartition]
     ) -> RawPartition:

@@ -7,8 +7,8 @@ with a candle is in :mod:`crypto_pipeline.corridor` and :mod:`crypto_pipeline.co
 # No `from __future__ import annotations`: Dagster reads the annotations of decorated functions.
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from datetime import date
 from itertools import groupby
@@ -19,20 +19,21 @@ import dagster as dg
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.pacing import Pacer
 from crypto_pipeline.core.planning import asked_just_now, resting, settling_ms
-from crypto_pipeline.core.validation import validate
 from crypto_pipeline.corridor.collect import CollectedDay, Collection
 from crypto_pipeline.corridor.garbage import rare_collections
 from crypto_pipeline.corridor.plan import Resting
 from crypto_pipeline.corridor.requests import FailedRequest
-from crypto_pipeline.database.rejected_writer import record_rejected
 from crypto_pipeline.errors import CryptoPipelineError
+from crypto_pipeline.orchestration.ahead import in_background
 from crypto_pipeline.orchestration.failures import told_to_dagster
-from crypto_pipeline.orchestration.frames import Given, Giver, PartitionedCandles
+from crypto_pipeline.orchestration.frames import PartitionedCandles
 from crypto_pipeline.orchestration.ledger import LedgerResource
+from crypto_pipeline.orchestration.onward import OnwardResource
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 from crypto_pipeline.orchestration.resources import CcxtResource, DatabaseResource, LakeResource
 from crypto_pipeline.orchestration.schemas import candles_columns, observation_columns
 from crypto_pipeline.orchestration.tags import AGAIN_TAG, EXCHANGE_TAG, HEALS_TAG
+from crypto_pipeline.orchestration.validating import validating
 
 GROUP: Final = "candles"
 
@@ -56,6 +57,7 @@ def build_assets(
         lake: dg.ResourceParam[LakeResource],
         database: dg.ResourceParam[DatabaseResource],
         ledger: dg.ResourceParam[LedgerResource],
+        onward: dg.ResourceParam[OnwardResource],
     ) -> None:
         """What the exchange answered: every observation of every configured series of a day.
 
@@ -64,7 +66,7 @@ def build_assets(
         with told_to_dagster():
             if EXCHANGE_TAG not in context.run.tags:
                 ledger.intend(partitions_of(context.partition_keys))
-            _collect_each(context, ccxt, lake, database, ledger)
+            _collect_each(context, ccxt, lake, database, ledger, onward)
 
     @dg.asset(
         partitions_def=partitions,
@@ -83,7 +85,7 @@ def build_assets(
         """Conforming candles only; what breaks a rule goes to ``rejected_candles`` with its name."""
         return PartitionedCandles(
             partitions_of(context.partition_keys),
-            lambda: _validating(lake, database),
+            lambda: validating(lake, database),
             note=_noting(context),
         )
 
@@ -115,13 +117,14 @@ def _collect_each(
     lake: LakeResource,
     database: DatabaseResource,
     ledger: LedgerResource,
+    onward: OnwardResource,
 ) -> None:
     """Collect from each exchange of the run's partitions; the first error if all of them failed."""
     failures: list[CryptoPipelineError] = []
     wanted = partitions_of(context.partition_keys)
     for exchange, days in groupby(wanted, key=lambda partition: partition.exchange):
         try:
-            _collect(context, exchange, [day for _, day in days], ccxt, lake, database)
+            _collect(context, exchange, [day for _, day in days], ccxt, lake, database, onward)
         except CryptoPipelineError as error:
             # The other exchanges of the range go on; this one's partitions do not turn green.
             failures.append(error)
@@ -144,6 +147,7 @@ def _collect(
     ccxt: CcxtResource,
     lake: LakeResource,
     database: DatabaseResource,
+    onward: OnwardResource,
 ) -> None:
     note = _noting(context)
     config = ccxt.config
@@ -166,6 +170,7 @@ def _collect(
                 "path": dg.MetadataValue.path(zone.where(exchange, day)),
             },
         )
+        take_on(Partition(exchange, day))
 
     def note_budget(pacer: Pacer | None) -> None:
         if pacer is not None:
@@ -204,8 +209,18 @@ def _collect(
     def waiting(day: date) -> None:
         context.log.info(f"{exchange} {day}: another run collects it; this one waits for its end.")
 
+    def not_ahead(error: BaseException) -> None:
+        context.log.info(f"{exchange}: later steps begin when this one ends, because {error}")
+
     claimed = nullcontext() if live else database.claimed(exchange, days, waiting=waiting)
-    with claimed, rare_collections():
+    with ExitStack() as stack:
+        stack.enter_context(claimed)
+        stack.enter_context(rare_collections())
+        take_on: Callable[[Partition], None] = lambda partition: None  # noqa: E731
+        if onward.goes_on(context):
+            take_on = stack.enter_context(
+                in_background(lambda: onward.opened(context.run.run_id), failed=not_ahead)
+            )
         asyncio.run(collect())
 
 
@@ -220,32 +235,6 @@ def _resting(
     quiet = ccxt.config.exchanges[exchange].exchange_habits.quiet
     back = database.back_at(exchange)
     return lambda known, now: resting(known, now=now, quiet=quiet, back_since=back)
-
-
-@contextmanager
-def _validating(lake: LakeResource, database: DatabaseResource) -> Iterator[Giver]:
-    """What gives each partition's conforming candles, while its lock is held."""
-    zone = lake.raw()
-    with database.connect() as conn, database.raw_locks() as lock:
-
-        @contextmanager
-        def give(partition: Partition) -> Iterator[Given]:
-            # Held until the file is written: an older look must not replace a newer one's.
-            with lock(*partition) as still_ours:
-                verdict = validate(zone.read(*partition).observations, day=partition.day)
-                record_rejected(
-                    conn,
-                    verdict.rejected,
-                    exchange=partition.exchange,
-                    partition_date=partition.day,
-                )
-                facts = {
-                    "rejected": len(verdict.rejected),
-                    **{f"rejected: {rule}": n for rule, n in verdict.counts.items()},
-                }
-                yield Given(verdict.candles, facts, still_ours)
-
-        yield give
 
 
 def _failed_table(failed: Sequence[FailedRequest]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from crypto_pipeline.exchanges.catalogue import check_exchanges
+from crypto_pipeline.orchestration.ahead import DoneAhead
 from crypto_pipeline.orchestration.assets import build_assets
 from crypto_pipeline.orchestration.checks import build_checks
 from crypto_pipeline.orchestration.healing import build_sensor
@@ -24,6 +25,7 @@ from crypto_pipeline.orchestration.maintenance import (
     build_maintenance_job,
     build_maintenance_schedule,
 )
+from crypto_pipeline.orchestration.onward import OnwardResource
 from crypto_pipeline.orchestration.partitions import candle_partitions
 from crypto_pipeline.orchestration.resources import (
     CcxtResource,
@@ -32,6 +34,7 @@ from crypto_pipeline.orchestration.resources import (
     LakeResource,
 )
 from crypto_pipeline.orchestration.schedules import build_schedule
+from crypto_pipeline.orchestration.verdicts_raw import RawJudge
 from crypto_pipeline.orchestration.workers import run_executor
 from crypto_pipeline.settings import Settings, read_settings
 
@@ -67,13 +70,25 @@ def build_defs(
         "io_manager": NoIOManager(),
         **(resource_overrides or {}),
     }
-    resources.setdefault("validated_lake", ValidatedLakeIOManager(resources["lake"]))
+    done = DoneAhead()
+    resources.setdefault("validated_lake", ValidatedLakeIOManager(resources["lake"], done))
     resources.setdefault(
         "ledger",
         LedgerResource(config, resources["lake"], resources["database"], resources["clock"]),
     )
     resources.setdefault(
-        "timescale", TimescaleIOManager(resources["database"], resources["ledger"])
+        "timescale", TimescaleIOManager(resources["database"], resources["ledger"], done)
+    )
+    resources.setdefault(
+        "onward",
+        OnwardResource(
+            resources["lake"],
+            resources["database"],
+            resources["validated_lake"],
+            resources["timescale"],
+            done,
+            RawJudge(config, resources["clock"]),
+        ),
     )
     with warnings.catch_warnings():
         # Each is pinned in test_upstream_pins.py, which fails when Dagster changes it.

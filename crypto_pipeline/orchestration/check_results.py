@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -20,6 +21,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (  # n
     AssetCheckEvaluationTargetMaterializationData,
 )
 
+from crypto_pipeline.orchestration.ahead import DoneAhead
 from crypto_pipeline.orchestration.failures import told_to_dagster
 from crypto_pipeline.orchestration.parallel import in_threads
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
@@ -43,25 +45,35 @@ JudgeOpener = Callable[[], AbstractContextManager[Judge]]
 
 
 def evaluations(
-    context: dg.AssetCheckExecutionContext, specs: Sequence[dg.AssetCheckSpec], opened: JudgeOpener
+    context: dg.AssetCheckExecutionContext,
+    specs: Sequence[dg.AssetCheckSpec],
+    opened: JudgeOpener,
+    *,
+    done: DoneAhead | None = None,
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
-    """Judge every partition of the run; all specs are about the same asset.
+    """Judge every partition of the run, or take what ``done`` has of it.
+
+    All specs are about the same asset.
 
     Descriptions are Markdown to the UI: what comes from outside goes into metadata, or through
     :func:`~crypto_pipeline.plaintext.in_markdown`.
     """
     with told_to_dagster():
-        yield from _evaluated(context, specs, opened)
+        yield from _evaluated(context, specs, opened, done or DoneAhead())
 
 
 def _evaluated(
-    context: dg.AssetCheckExecutionContext, specs: Sequence[dg.AssetCheckSpec], opened: JudgeOpener
+    context: dg.AssetCheckExecutionContext,
+    specs: Sequence[dg.AssetCheckSpec],
+    opened: JudgeOpener,
+    done: DoneAhead,
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
     op = context.op_execution_context
     selected = [spec for spec in specs if spec.key in context.selected_asset_check_keys]
     partitions = partitions_of(op.partition_keys)
     judged = _judged_materializations(context.instance, specs[0].asset_key, partitions)
-    for partition, verdicts in in_threads(partitions, opened):
+    take = partial(done.take, op.run_id, op.op_handle.name)
+    for partition, verdicts in in_threads(partitions, opened, done=take):
         for spec in selected:
             verdict = verdicts[spec.name]
             yield dg.AssetCheckEvaluation(

@@ -16,18 +16,16 @@ import psycopg
 
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
+from crypto_pipeline.core.validation import validate
 from crypto_pipeline.corridor.completeness import filled
 from crypto_pipeline.database.exchange_states import checked_at
 from crypto_pipeline.database.gap_reader import gaps, stored_runs
 from crypto_pipeline.orchestration.check_results import Judge, Verdict, evaluations
 from crypto_pipeline.orchestration.ledger import LedgerResource
+from crypto_pipeline.orchestration.onward import OnwardResource
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import ClockResource, DatabaseResource, LakeResource
-from crypto_pipeline.orchestration.verdicts_raw import (
-    candle_schema,
-    every_request_answered,
-    ohlcv_constraints,
-)
+from crypto_pipeline.orchestration.verdicts_raw import candle_schema
 from crypto_pipeline.orchestration.verdicts_stored import (
     completeness,
     seconds_behind_now,
@@ -95,31 +93,30 @@ def build_checks(
     def raw_checks(
         context: dg.AssetCheckExecutionContext,
         lake: dg.ResourceParam[LakeResource],
-        clock: dg.ResourceParam[ClockResource],
+        onward: dg.ResourceParam[OnwardResource],
     ) -> Results:
         zone = lake.raw()
 
         def judge(partition: Partition) -> Mapping[str, Verdict]:
             raw = zone.read(*partition)
-            return {
-                "ohlcv_constraints": ohlcv_constraints(raw.observations, partition),
-                "every_request_answered": every_request_answered(
-                    raw.coverage, config, partition, clock.now_ms
-                ),
-            }
+            return onward.judge(partition, raw, validate(raw.observations, day=partition.day))
 
-        yield from evaluations(context, raw_specs, lambda: nullcontext(judge))
+        yield from evaluations(context, raw_specs, lambda: nullcontext(judge), done=onward.done)
 
     @dg.multi_asset_check(specs=validated_specs, can_subset=True)
     def validated_checks(
-        context: dg.AssetCheckExecutionContext, lake: dg.ResourceParam[LakeResource]
+        context: dg.AssetCheckExecutionContext,
+        lake: dg.ResourceParam[LakeResource],
+        onward: dg.ResourceParam[OnwardResource],
     ) -> Results:
         zone = lake.validated()
 
         def judge(partition: Partition) -> Mapping[str, Verdict]:
             return {"candle_schema": candle_schema(zone.read(*partition))}
 
-        yield from evaluations(context, validated_specs, lambda: nullcontext(judge))
+        yield from evaluations(
+            context, validated_specs, lambda: nullcontext(judge), done=onward.done
+        )
 
     @dg.multi_asset_check(specs=stored_specs, can_subset=True)
     def timescale_checks(

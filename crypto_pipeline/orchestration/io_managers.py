@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -20,6 +21,7 @@ from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
 from crypto_pipeline.database.candle_writer import replace_live_candles, upsert_candles
 from crypto_pipeline.database.tables import CANDLES
 from crypto_pipeline.errors import LakeError
+from crypto_pipeline.orchestration.ahead import STORED, VALIDATED, DoneAhead
 from crypto_pipeline.orchestration.failures import told_to_dagster
 from crypto_pipeline.orchestration.frames import Given, PartitionedCandles
 from crypto_pipeline.orchestration.ledger import LedgerResource
@@ -28,6 +30,9 @@ from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
 
 _SHOWN = 25
+
+#: What an IO manager does with one partition; gives the materialization's metadata.
+Worker = Callable[[Partition], dict[str, Any]]
 
 
 class NoIOManager(dg.IOManager):
@@ -48,28 +53,33 @@ class NoIOManager(dg.IOManager):
 class ValidatedLakeIOManager(dg.IOManager):
     """One Parquet file a partition, replaced as a whole; loaded one partition at a time."""
 
-    def __init__(self, lake: LakeResource) -> None:
+    def __init__(self, lake: LakeResource, done: DoneAhead) -> None:
         self._zone = lake.validated()
+        self._done = done
 
     def handle_output(self, context: dg.OutputContext, obj: PartitionedCandles) -> None:
         """Write each partition as it is given."""
 
         @contextmanager
-        def worker() -> Iterator[Callable[[Partition], dict[str, Any]]]:
+        def worker() -> Iterator[Worker]:
             with obj.opened() as give:
 
                 def write(partition: Partition) -> dict[str, Any]:
                     with give(partition) as given:
-                        self._zone.write(*partition, given.candles, last_check=given.last_check)
-                    return {
-                        **given.facts,
-                        "dagster/partition_row_count": len(given.candles),
-                        "path": dg.MetadataValue.path(self._zone.where(*partition)),
-                    }
+                        return self.store(partition, given)
 
                 yield write
 
-        _noting_each(obj, worker)
+        _noting_each(obj, worker, partial(self._done.take, context.run_id, VALIDATED))
+
+    def store(self, partition: Partition, given: Given) -> dict[str, Any]:
+        """Write one partition; its materialization's metadata."""
+        self._zone.write(*partition, given.candles, last_check=given.last_check)
+        return {
+            **given.facts,
+            "dagster/partition_row_count": len(given.candles),
+            "path": dg.MetadataValue.path(self._zone.where(*partition)),
+        }
 
     def load_input(self, context: dg.InputContext) -> PartitionedCandles:
         """The partitions of the downstream run, read when they are asked for."""
@@ -98,28 +108,30 @@ class TimescaleIOManager(dg.IOManager):
     again changes nothing that is already there.
     """
 
-    def __init__(self, database: DatabaseResource, ledger: LedgerResource) -> None:
+    def __init__(self, database: DatabaseResource, ledger: LedgerResource, done: DoneAhead) -> None:
         self._database = database
         self._ledger = ledger
+        self._done = done
 
     def handle_output(self, context: dg.OutputContext, obj: PartitionedCandles) -> None:
         """Store each partition as it is given."""
 
         @contextmanager
-        def worker() -> Iterator[Callable[[Partition], dict[str, Any]]]:
+        def worker() -> Iterator[Worker]:
             with obj.opened() as give, self._database.connect() as conn:
 
                 def store(partition: Partition) -> dict[str, Any]:
                     with give(partition) as given:
-                        return {**given.facts, **self._store(conn, partition, given, live=obj.live)}
+                        return {**given.facts, **self.store(conn, partition, given, live=obj.live)}
 
                 yield store
 
-        _noting_each(obj, worker)
+        _noting_each(obj, worker, partial(self._done.take, context.run_id, STORED))
 
-    def _store(
+    def store(
         self, conn: psycopg.Connection, partition: Partition, given: Given, *, live: bool
     ) -> dict[str, Any]:
+        """Store one partition; its materialization's metadata."""
         start = day_start_ms(partition.day)
         is_final = given.candles["final"]
         final = given.candles if is_final.all() else given.candles[is_final]
@@ -152,10 +164,11 @@ class TimescaleIOManager(dg.IOManager):
 
 def _noting_each(
     obj: PartitionedCandles,
-    worker: Callable[[], AbstractContextManager[Callable[[Partition], dict[str, Any]]]],
+    worker: Callable[[], AbstractContextManager[Worker]],
+    take: Callable[[Partition], dict[str, Any] | None],
 ) -> None:
     with told_to_dagster():
-        for partition, metadata in in_threads(obj.partitions, worker):
+        for partition, metadata in in_threads(obj.partitions, worker, done=take):
             obj.note(partition, metadata)
 
 

@@ -21,6 +21,8 @@ THREADS: Final = 2
 def in_threads(
     partitions: Sequence[Partition],
     worker: Callable[[], AbstractContextManager[Callable[[Partition], Result]]],
+    *,
+    done: Callable[[Partition], Result | None] = lambda partition: None,
 ) -> Iterator[tuple[Partition, Result]]:
     """Each partition and what a worker made of it, in order.
 
@@ -28,6 +30,7 @@ def in_threads(
         partitions: a single one is worked on in this thread.
         worker: opens what one thread needs, such as a connection, and gives what it does with a
             partition. Closed at the end, in this thread.
+        done: gives what has been made of a partition before.
 
     Raises:
         Exception: what a worker raised, once the partitions under way are done; no other is begun.
@@ -38,7 +41,8 @@ def in_threads(
     def work(partition: Partition) -> Result:
         does = idle.get()
         try:
-            return does(partition)
+            found = done(partition)
+            return does(partition) if found is None else found
         finally:
             idle.put(does)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import dagster as dg
@@ -15,16 +17,36 @@ from crypto_pipeline.core.intervals import Interval, subtract
 from crypto_pipeline.core.planning import reach
 from crypto_pipeline.core.rules import CANDLE_SCHEMA
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, timeframe_ms, utc
-from crypto_pipeline.core.validation import validate
+from crypto_pipeline.core.validation import Validation
+from crypto_pipeline.lake.zones import RawPartition
 from crypto_pipeline.orchestration.check_results import Verdict
 from crypto_pipeline.orchestration.partitions import Partition
+from crypto_pipeline.orchestration.resources import ClockResource
 
 _EXAMPLES: Final = 10
 
 
-def ohlcv_constraints(observations: pd.DataFrame, partition: Partition) -> Verdict:
+@dataclass(frozen=True)
+class RawJudge:
+    """What the checks of ``raw_ohlcv`` say of a partition."""
+
+    config: PipelineConfig = field(repr=False)
+    clock: ClockResource
+
+    def __call__(
+        self, partition: Partition, raw: RawPartition, verdict: Validation
+    ) -> Mapping[str, Verdict]:
+        """A verdict for each check; ``verdict`` is that on the partition's observations."""
+        return {
+            "ohlcv_constraints": ohlcv_constraints(raw.observations, verdict),
+            "every_request_answered": every_request_answered(
+                raw.coverage, self.config, partition, self.clock.now_ms
+            ),
+        }
+
+
+def ohlcv_constraints(observations: pd.DataFrame, verdict: Validation) -> Verdict:
     """Every observation keeps the rules; an error where a candle has no conforming one."""
-    verdict = validate(observations, day=partition.day)
     if verdict.rejected.empty:
         return Verdict(
             passed=True,

@@ -83,6 +83,7 @@ def test_the_definition_surface(definitions: dg.Definitions) -> None:
             "io_manager",
             "lake",
             "ledger",
+            "onward",
             "timescale",
             "validated_lake",
         ],

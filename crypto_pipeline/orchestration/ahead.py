@@ -1,0 +1,101 @@
+"""What a range run did of its later steps while the exchange was still asked for other days.
+
+Dagster begins a step when the one before has ended, so a range run would ask for a month, then validate
+a month, then store it: the network idle while the processor works, and the other way round. So a thread
+takes each partition all the way as soon as its answers are complete (:mod:`.onward`), and the later
+steps take what was done. They do it themselves wherever nothing was done, it failed, or the archive
+changed since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from crypto_pipeline.orchestration.partitions import Partition
+
+#: The steps whose work can be done ahead, as Dagster names them.
+RAW_CHECKS: Final = "raw_checks"
+VALIDATED: Final = "validated_ohlcv"
+VALIDATED_CHECKS: Final = "validated_checks"
+STORED: Final = "timescale_candles"
+
+#: Runs of one process whose results wait for their steps: more than a process ever executes at once.
+_RUNS: Final = 4
+
+
+@dataclass(frozen=True)
+class DoneAhead:
+    """Results by run, step and partition, each for as long as it still stands."""
+
+    _runs: dict[str, dict[tuple[str, Partition], tuple[Any, Callable[[], bool]]]] = field(
+        default_factory=dict, repr=False
+    )
+
+    def keep(
+        self, run_id: str, step: str, partition: Partition, result: Any, stands: Callable[[], bool]
+    ) -> None:
+        """Keep what a step would make of a partition; ``stands`` is asked when it is taken."""
+        while run_id not in self._runs and len(self._runs) >= _RUNS:
+            del self._runs[next(iter(self._runs))]
+        self._runs.setdefault(run_id, {})[step, partition] = result, stands
+
+    def take(self, run_id: str, step: str, partition: Partition) -> Any | None:
+        """What was done, once; None if nothing was, or it does not stand any more."""
+        result, stands = self._runs.get(run_id, {}).pop((step, partition), (None, bool))
+        return result if result is not None and stands() else None
+
+
+class Background:
+    """Works on partitions in one thread, beside the caller."""
+
+    def __init__(
+        self, opened: Callable[[], AbstractContextManager[Callable[[Partition], None]]]
+    ) -> None:
+        self._opened = opened
+        self._stack = ExitStack()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._begun: list[Future[None]] = []
+        self._work: Callable[[Partition], None] | None = None
+        self.failure: BaseException | None = None
+
+    def submit(self, partition: Partition) -> None:
+        """Let a partition be worked on."""
+        self._begun.append(self._pool.submit(self._do, partition))
+
+    def close(self) -> None:
+        """Wait for the one under way; the others stay undone."""
+        self._pool.shutdown(cancel_futures=True)
+        self._stack.close()
+        errors = (future.exception() for future in self._begun if not future.cancelled())
+        self.failure = next((error for error in errors if error is not None), None)
+
+    def _do(self, partition: Partition) -> None:
+        if any(done.done() and done.exception() for done in self._begun):
+            return  # the steps find out by themselves, and say so
+        if self._work is None:
+            self._work = self._stack.enter_context(self._opened())
+        self._work(partition)
+
+
+@contextmanager
+def in_background(
+    opened: Callable[[], AbstractContextManager[Callable[[Partition], None]]],
+    *,
+    failed: Callable[[BaseException], None],
+) -> Iterator[Callable[[Partition], None]]:
+    """Gives a function that lets a partition be worked on in another thread.
+
+    At the end the one under way is waited for. After a failure no other is begun; it is told to
+    ``failed`` and not raised, for whoever needs the work does it again.
+    """
+    background = Background(opened)
+    try:
+        yield background.submit
+    finally:
+        background.close()
+        if background.failure is not None:
+            failed(background.failure)

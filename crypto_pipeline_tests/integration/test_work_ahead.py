@@ -1,0 +1,136 @@
+"""A range run takes each day all the way while others are asked for, and only where it may."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import date, timedelta
+
+import dagster as dg
+import pytest
+
+from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
+from crypto_pipeline.orchestration import onward
+from crypto_pipeline.orchestration.check_results import Verdict
+from crypto_pipeline.orchestration.jobs import OHLCV_JOB
+from crypto_pipeline.orchestration.tags import RANGE_END, RANGE_START
+from crypto_pipeline.simulator import SimulatorConfig, SimulatorHandle
+from crypto_pipeline_tests.pipelines import Pipeline, results
+
+FIRST, DAYS = date(2024, 3, 5), 6
+SPAN = f"{FIRST}|binance", f"{FIRST + timedelta(DAYS - 1)}|binance"
+LATE = 8.0
+
+_FAIL_ONCE = """
+CREATE SEQUENCE attempts;
+CREATE FUNCTION fail_once() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('attempts') = 1 THEN RAISE EXCEPTION 'no room'; END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER fail_once BEFORE INSERT ON candles FOR EACH STATEMENT EXECUTE FUNCTION fail_once();
+"""
+
+
+@pytest.fixture
+def simulator(simulate: Callable[[SimulatorConfig], SimulatorHandle]) -> SimulatorHandle:
+    exchange = {"symbols": ["BTC/USDT", "ETH/USDT"], "quiet_rate": 0}
+    clock = {"starts_at": day_start_ms(FIRST) + 20 * DAY_MS}
+    return simulate(
+        SimulatorConfig.parse({"clock": clock, "exchanges": {"binance": exchange}}, origin="test")
+    )
+
+
+@pytest.fixture
+def candles(simulator: SimulatorHandle, pipeline: Callable[..., Pipeline]) -> Pipeline:
+    return pipeline(
+        simulator,
+        start=FIRST,
+        backfill={"partitions_per_run": DAYS},
+        exchanges={"binance": {"timeout_seconds": 30}},
+    )
+
+
+def truth(candles: Pipeline) -> object:
+    return candles.truth("binance", day_start_ms(FIRST), day_start_ms(FIRST) + DAYS * DAY_MS)
+
+
+def stored(candles: Pipeline) -> set[date]:
+    return {day for (day,) in candles.rows("SELECT DISTINCT open_time::date FROM candles")}
+
+
+def test_the_first_days_are_stored_while_the_last_ones_are_asked_for(
+    candles: Pipeline, simulator: SimulatorHandle
+) -> None:
+    """Asking for a month, then validating it, then storing it leaves the exchange idle meanwhile."""
+    pages = -(-DAYS * 1_440 // 1_000) * 2
+    simulator.control.add_fault(
+        act="delay", latency=LATE, exchange="binance", endpoint="candles", nth=pages
+    )
+    job = candles.definitions.resolve_job_def(OHLCV_JOB)
+    instance = candles.instance
+    found: list[dg.ExecuteInProcessResult] = []
+
+    def run() -> None:
+        tags = dict(zip((RANGE_START, RANGE_END), SPAN, strict=True))
+        found.append(job.execute_in_process(instance=instance, tags=tags, raise_on_error=False))
+
+    running = threading.Thread(target=run)
+    running.start()
+    arrived: list[object] = []
+    while len(arrived) < pages and running.is_alive():
+        arrived = simulator.control.arrivals(endpoint="candles")
+        time.sleep(0.05)
+    early: set[date] = set()
+    deadline = time.monotonic() + LATE / 2  # the last answer is still to come
+    while len(early) < DAYS - 1 and time.monotonic() < deadline:
+        early = stored(candles)
+        time.sleep(0.1)
+    still_asking = running.is_alive()
+    running.join()
+    assert still_asking
+    assert early >= {FIRST + timedelta(n) for n in range(DAYS - 2)}
+    assert found[0].success
+    assert candles.candles().equals(truth(candles))
+    checks = found[0].get_asset_check_evaluations()
+    assert len(checks) == 6 * DAYS
+    assert all(check.passed for check in checks)
+    materialized = found[0].get_asset_materialization_events()
+    assert len(materialized) == 3 * DAYS
+    rows = [
+        event.materialization.metadata["inserted"].value
+        for event in materialized
+        if event.asset_key == dg.AssetKey("timescale_candles")
+    ]
+    assert rows == [2_880] * DAYS
+
+
+def test_a_run_of_the_raw_asset_alone_stores_nothing(candles: Pipeline) -> None:
+    job = candles.definitions.resolve_job_def(OHLCV_JOB)
+    job.get_subset(asset_selection={dg.AssetKey("raw_ohlcv")}).execute_in_process(
+        instance=candles.instance, tags=dict(zip((RANGE_START, RANGE_END), SPAN, strict=True))
+    )
+    assert stored(candles) == set()
+    assert not (candles.settings.home / "lake" / "validated").exists()
+
+
+def test_what_fails_ahead_is_done_by_its_step(candles: Pipeline) -> None:
+    candles.execute(_FAIL_ONCE)
+    assert candles.run(*SPAN).success
+    assert candles.rows("SELECT last_value > 1 FROM attempts") == [(True,)]
+    assert candles.candles().equals(truth(candles))
+
+
+def test_what_the_blocking_check_refuses_is_not_stored_ahead(
+    candles: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """candle_schema stands before the table: ahead of its step, too."""
+    refused = Verdict(passed=False, description="broken")
+    monkeypatch.setattr(onward, "candle_schema", lambda frame: refused)
+    done = candles.run(*SPAN, may_fail=True)
+    assert not done.success
+    assert not all(
+        check.passed for (name, _), check in results(done).items() if name == "candle_schema"
+    )
+    assert stored(candles) == set()

@@ -1,0 +1,109 @@
+"""Work that is done ahead of its step: taken once, while it stands; a failure is nobody's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date, timedelta
+
+from crypto_pipeline.orchestration.ahead import VALIDATED, DoneAhead, in_background
+from crypto_pipeline.orchestration.partitions import Partition
+
+DAYS = [Partition("a", date(2024, 1, 1) + timedelta(n)) for n in range(5)]
+FIRST = DAYS[0]
+
+
+def test_what_was_done_is_taken_once_and_by_its_run_only() -> None:
+    done = DoneAhead()
+    done.keep("run", VALIDATED, FIRST, "facts", lambda: True)
+    assert done.take("another", VALIDATED, FIRST) is None
+    assert done.take("run", "another step", FIRST) is None
+    assert done.take("run", VALIDATED, FIRST) == "facts"
+    assert done.take("run", VALIDATED, FIRST) is None
+
+
+def test_what_does_not_stand_any_more_is_done_again() -> None:
+    """Another run wrote the partition since, or its own later days proved more of it."""
+    done = DoneAhead()
+    done.keep("run", VALIDATED, FIRST, "facts", lambda: False)
+    assert done.take("run", VALIDATED, FIRST) is None
+
+
+def test_runs_that_never_took_theirs_are_forgotten() -> None:
+    done = DoneAhead()
+    for number in range(100):
+        done.keep(str(number), VALIDATED, FIRST, number, lambda: True)
+    assert done.take("0", VALIDATED, FIRST) is None
+    assert done.take("99", VALIDATED, FIRST) == 99
+    assert len(done._runs) < 10
+
+
+class Work:
+    """Says what it did; may fail, and may be held."""
+
+    def __init__(self, fails_at: Partition | None = None) -> None:
+        self.did: list[Partition] = []
+        self.told: list[BaseException] = []
+        self.closed = 0
+        self.may_go = threading.Event()
+        self.may_go.set()
+        self._fails_at = fails_at
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[Partition], None]]:
+        yield self._do
+        self.closed += 1
+
+    def _do(self, partition: Partition) -> None:
+        self.did.append(partition)
+        assert self.may_go.wait(10)
+        if partition == self._fails_at:
+            raise ValueError(partition.key)
+
+
+def test_partitions_are_worked_on_in_order_beside_the_caller() -> None:
+    work = Work()
+    with in_background(work.opened, failed=work.told.append) as submit:
+        for partition in DAYS:
+            submit(partition)
+        while len(work.did) < len(DAYS):
+            pass
+    assert (work.did, work.closed, work.told) == (DAYS, 1, [])
+
+
+def test_the_end_waits_for_the_one_under_way_only() -> None:
+    work = Work()
+    work.may_go.clear()
+    with in_background(work.opened, failed=work.told.append) as submit:
+        for partition in DAYS:
+            submit(partition)
+        while not work.did:
+            pass
+        threading.Timer(0.2, work.may_go.set).start()
+    assert (work.did, work.closed) == ([FIRST], 1)
+
+
+def test_after_a_failure_nothing_is_begun_and_nothing_is_raised() -> None:
+    """With the database away each would wait for it; the steps say what is wrong themselves."""
+    work = Work(fails_at=DAYS[1])
+    with in_background(work.opened, failed=work.told.append) as submit:
+        for partition in DAYS:
+            submit(partition)
+    assert work.did in ([FIRST], DAYS[:2])
+    assert [str(error) for error in work.told] in ([], [DAYS[1].key])
+
+
+def test_what_cannot_be_opened_is_told() -> None:
+    told: list[BaseException] = []
+
+    @contextmanager
+    def opened() -> Iterator[Callable[[Partition], None]]:
+        raise ConnectionError("away")
+        yield
+
+    began = threading.Event()
+    with in_background(opened, failed=told.append) as submit:
+        submit(FIRST)
+        began.wait(0.2)
+    assert [str(error) for error in told] == ["away"]
