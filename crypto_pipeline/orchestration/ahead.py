@@ -22,6 +22,7 @@ RAW_CHECKS: Final = "raw_checks"
 VALIDATED: Final = "validated_ohlcv"
 VALIDATED_CHECKS: Final = "validated_checks"
 STORED: Final = "timescale_candles"
+STORED_CHECKS: Final = "timescale_checks"
 
 #: Runs of one process whose results wait for their steps: more than a process ever executes at once.
 _RUNS: Final = 4

@@ -35,6 +35,7 @@ from crypto_pipeline.orchestration.resources import (
 )
 from crypto_pipeline.orchestration.schedules import build_schedule
 from crypto_pipeline.orchestration.verdicts_raw import RawJudge
+from crypto_pipeline.orchestration.verdicts_stored import StoredJudge
 from crypto_pipeline.orchestration.workers import run_executor
 from crypto_pipeline.settings import Settings, read_settings
 
@@ -88,6 +89,7 @@ def build_defs(
             resources["timescale"],
             done,
             RawJudge(config, resources["clock"]),
+            StoredJudge(config, resources["ledger"], resources["clock"]),
         ),
     )
     with warnings.catch_warnings():

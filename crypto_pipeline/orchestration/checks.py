@@ -8,29 +8,17 @@ Which checks there are belongs here; what they ask is in :mod:`.verdicts_raw` an
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Final
 
 import dagster as dg
-import psycopg
 
 from crypto_pipeline.config.model import PipelineConfig
-from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
 from crypto_pipeline.core.validation import validate
-from crypto_pipeline.corridor.completeness import filled
-from crypto_pipeline.database.exchange_states import checked_at
-from crypto_pipeline.database.gap_reader import gaps, stored_runs
 from crypto_pipeline.orchestration.check_results import Judge, Verdict, evaluations
-from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.onward import OnwardResource
 from crypto_pipeline.orchestration.partitions import Partition
-from crypto_pipeline.orchestration.resources import ClockResource, DatabaseResource, LakeResource
+from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
 from crypto_pipeline.orchestration.verdicts_raw import candle_schema
-from crypto_pipeline.orchestration.verdicts_stored import (
-    completeness,
-    seconds_behind_now,
-    stored_equals_validated,
-)
 
 Results = Iterator[dg.AssetCheckEvaluation | dg.Output[None]]
 
@@ -99,7 +87,7 @@ def build_checks(
 
         def judge(partition: Partition) -> Mapping[str, Verdict]:
             raw = zone.read(*partition)
-            return onward.judge(partition, raw, validate(raw.observations, day=partition.day))
+            return onward.judge_raw(partition, raw, validate(raw.observations, day=partition.day))
 
         yield from evaluations(context, raw_specs, lambda: nullcontext(judge), done=onward.done)
 
@@ -123,35 +111,20 @@ def build_checks(
         context: dg.AssetCheckExecutionContext,
         lake: dg.ResourceParam[LakeResource],
         database: dg.ResourceParam[DatabaseResource],
-        ledger: dg.ResourceParam[LedgerResource],
-        clock: dg.ResourceParam[ClockResource],
+        onward: dg.ResourceParam[OnwardResource],
     ) -> Results:
-        def judged(conn: psycopg.Connection, partition: Partition) -> Mapping[str, Verdict]:
-            exchange, day = partition
-            start = utc(day_start_ms(day))
-            end = utc(day_start_ms(day) + DAY_MS)
-            series = config.exchanges[exchange].series
-            stored = stored_runs(conn, exchange=exchange, series=series, start=start, end=end)
-            slots = lake.validated().read_slots(*partition)
-            validated = None if slots is None else filled(slots, series)
-            coverage = lake.raw().summary(*partition).coverage
-            checked = checked_at(conn, exchange=exchange, day=day)
-            return {
-                "completeness": completeness(
-                    ledger.look(partition, stored, now=checked or clock.now_ms),
-                    gaps(conn, exchange=exchange, start=start, end=end),
-                ),
-                "stored_equals_validated": stored_equals_validated(stored, validated, partition),
-                "seconds_behind_now": seconds_behind_now(
-                    coverage, stored, config, partition, clock.now_ms
-                ),
-            }
+        zone = lake.validated()
 
         @contextmanager
         def opened() -> Iterator[Judge]:
             with database.connect() as conn:
-                yield partial(judged, conn)
+                yield lambda partition: onward.judge_stored(
+                    partition,
+                    conn,
+                    lake.raw().summary(*partition).coverage,
+                    zone.read_slots(*partition),
+                )
 
-        yield from evaluations(context, stored_specs, opened)
+        yield from evaluations(context, stored_specs, opened, done=onward.done)
 
     return [raw_checks, validated_checks, timescale_checks]

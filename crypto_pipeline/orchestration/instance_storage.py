@@ -4,19 +4,47 @@
 and a server process, which was half of a backfill's time and most of the database's. Here a process
 keeps a few, and looks whether one still lives before it uses it: a server that was restarted in
 between is no error. ``dagster.yaml`` names this class.
+
+It also stores the check results of a step a hundred at a time: Dagster takes four statements for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
+# Not exported by dagster; pinned by the tests of this module.
+from dagster import DagsterEventType, EventLogEntry
+from dagster._core.storage.asset_check_execution_record import (  # noqa: TID251
+    AssetCheckExecutionRecordStatus,
+)
+from dagster._core.storage.event_log.schema import (  # noqa: TID251
+    AssetCheckExecutionsTable,
+    SqlEventLogStorageTable,
+)
+from dagster._serdes import serialize_value
 from dagster_postgres import (
     DagsterPostgresStorage,
     PostgresEventLogStorage,
 )
 from dagster_postgres.utils import pg_url_from_config, retry_pg_connection_fn
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import cast, column, create_engine, inspect, values
+
+#: Check results that are stored with one statement, at most.
+_TOGETHER: Final = 100
+
+_RESULT_KEY: Final = ("asset_key", "check_name", "run_id", "partition")
+_RESULT: Final = [
+    column(name, AssetCheckExecutionsTable.c[name].type)
+    for name in (
+        *_RESULT_KEY,
+        "execution_status",
+        "evaluation_event",
+        "evaluation_event_timestamp",
+        "evaluation_event_storage_id",
+        "materialization_event_storage_id",
+    )
+]
 
 #: A table of each part of the storage: what they look for before they make theirs.
 _NEEDED: Final = {"event_logs", "runs", "instance_info", "jobs"}
@@ -57,14 +85,99 @@ class PooledPostgresStorage(DagsterPostgresStorage):
 
 
 class _EventLogStorage(PostgresEventLogStorage):
-    """Which does not ask for each check result whether the table of check results is there."""
+    """Stores the results of checks together, before whatever event comes next."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self._seen: set[str] = set()
+        self._results: dict[tuple[str, ...], EventLogEntry] = {}
         super().__init__(*arguments, **named)
+
+    def store_event(self, event: EventLogEntry) -> None:
+        """As its base; a partition's check result waits for the others, or for another event.
+
+        A step's results are followed by the step's end, so none waits for long, and a process that
+        dies between has not said its step is done.
+        """
+        key = _result_key(event)
+        if key is None or key in self._results or len(self._results) >= _TOGETHER:
+            results, self._results = self._results, {}
+            self._store_results(results)
+        if key is None:
+            super().store_event(event)
+        else:
+            self._results[key] = event
+
+    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+        """As its base."""
+        results, self._results = self._results, {}
+        self._store_results(results)
+        super().store_event_batch(events)
+
+    def _store_results(self, results: Mapping[tuple[str, ...], EventLogEntry]) -> None:
+        if not results:
+            return
+        events = list(results.values())
+        with self.index_transaction() as conn:
+            inserted = conn.execute(
+                self.prepare_insert_event_batch(events).returning(SqlEventLogStorageTable.c.id)
+            )
+            rows = [
+                self._result_row(event, int(row[0]))
+                for event, row in zip(events, inserted, strict=True)
+            ]
+            given = values(*_RESULT, name="given").data([tuple(row.values()) for row in rows])
+            planned = AssetCheckExecutionsTable
+            updated = conn.execute(
+                planned.update()
+                .where(*(planned.c[name] == given.c[name] for name in _RESULT_KEY))
+                .values(
+                    {c.name: cast(given.c[c.name], c.type) for c in _RESULT[len(_RESULT_KEY) :]}
+                )
+                .returning(*(planned.c[name] for name in _RESULT_KEY))
+            )
+            there = {tuple(row) for row in updated}
+            unplanned = [row for row in rows if tuple(row[n] for n in _RESULT_KEY) not in there]
+            if unplanned:
+                conn.execute(planned.insert().values(unplanned))
+
+    def _result_row(self, event: EventLogEntry, event_id: int) -> dict[str, Any]:
+        evaluation = event.get_dagster_event().asset_check_evaluation_data
+        target = evaluation.target_materialization_data
+        status = (
+            AssetCheckExecutionRecordStatus.SUCCEEDED
+            if evaluation.passed
+            else AssetCheckExecutionRecordStatus.FAILED
+        )
+        return {
+            "asset_key": evaluation.asset_key.to_string(),
+            "check_name": evaluation.check_name,
+            "run_id": event.run_id,
+            "partition": evaluation.partition,
+            "execution_status": status.value,
+            "evaluation_event": serialize_value(event),
+            "evaluation_event_timestamp": self._event_insert_timestamp(event),  # type: ignore[no-untyped-call]
+            "evaluation_event_storage_id": event_id,
+            "materialization_event_storage_id": target.storage_id if target else None,
+        }
 
     def has_table(self, table_name: str) -> bool:
         """Whether there is such a table; one that was seen stays."""
         if table_name not in self._seen and super().has_table(table_name):
             self._seen.add(table_name)
         return table_name in self._seen
+
+
+def _result_key(event: EventLogEntry) -> tuple[str, ...] | None:
+    """Of a check's result for one partition in a run; None for any other event."""
+    found = event.dagster_event
+    if found is None or found.event_type != DagsterEventType.ASSET_CHECK_EVALUATION:
+        return None
+    evaluation = found.asset_check_evaluation_data
+    if not event.run_id or evaluation.partition is None:
+        return None
+    return (
+        evaluation.asset_key.to_string(),
+        evaluation.check_name,
+        event.run_id,
+        evaluation.partition,
+    )

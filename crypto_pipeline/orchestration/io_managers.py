@@ -17,6 +17,7 @@ import psycopg
 from psycopg import sql
 
 from crypto_pipeline.core.candles import VALUES
+from crypto_pipeline.core.coverage import Coverage
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
 from crypto_pipeline.database.candle_writer import replace_live_candles, upsert_candles
 from crypto_pipeline.database.tables import CANDLES
@@ -129,7 +130,13 @@ class TimescaleIOManager(dg.IOManager):
         _noting_each(obj, worker, partial(self._done.take, context.run_id, STORED))
 
     def store(
-        self, conn: psycopg.Connection, partition: Partition, given: Given, *, live: bool
+        self,
+        conn: psycopg.Connection,
+        partition: Partition,
+        given: Given,
+        *,
+        live: bool,
+        coverage: Coverage | None = None,
     ) -> dict[str, Any]:
         """Store one partition; its materialization's metadata."""
         start = day_start_ms(partition.day)
@@ -143,7 +150,7 @@ class TimescaleIOManager(dg.IOManager):
             end=utc(start + DAY_MS),
         )
         forming = replace_live_candles(conn, given.candles[~is_final], exchange=partition.exchange)
-        state = self._ledger.record(conn, partition, final, live=live)
+        state = self._ledger.record(conn, partition, final, live=live, coverage=coverage)
         return {
             "dagster/partition_row_count": len(final),
             "missing": sum(state.missing.values()),

@@ -9,7 +9,7 @@ import pandas as pd
 import psycopg
 
 from crypto_pipeline.config.model import PipelineConfig
-from crypto_pipeline.core.coverage import Series
+from crypto_pipeline.core.coverage import Coverage, Series
 from crypto_pipeline.core.gaps import Gap, PartitionState
 from crypto_pipeline.core.intervals import Intervals
 from crypto_pipeline.corridor.completeness import completeness, filled
@@ -29,13 +29,18 @@ class LedgerResource:
     clock: ClockResource
 
     def look(
-        self, partition: Partition, stored: Mapping[Series, Intervals], *, now: int
+        self,
+        partition: Partition,
+        coverage: Coverage,
+        stored: Mapping[Series, Intervals],
+        *,
+        now: int,
     ) -> tuple[list[Gap], PartitionState]:
-        """The partition's gaps and sums at an instant, given what is stored of each series."""
+        """The partition's gaps and sums at an instant, given what was asked and what is stored."""
         return completeness(
             self.config.exchanges[partition.exchange],
             partition.day,
-            coverage=self.lake.raw().summary(*partition).coverage,
+            coverage=coverage,
             stored=stored,
             now=now,
             max_lag_seconds=self.config.live.max_lag_seconds,
@@ -48,14 +53,19 @@ class LedgerResource:
         candles: pd.DataFrame | None,
         *,
         live: bool,
+        coverage: Coverage | None = None,
     ) -> PartitionState:
         """Record the gaps of a partition whose candles (columns of ``CANDLE_DTYPES``) are stored.
+
+        ``coverage`` is read from the archive where it is not given.
 
         Raises:
             DatabaseError: the ledger cannot be written; it stands as it was.
             LakeError: the archive cannot be read.
         """
-        gaps, state = self.look(partition, filled(candles), now=self.clock.now_ms)
+        if coverage is None:
+            coverage = self.lake.raw().summary(*partition).coverage
+        gaps, state = self.look(partition, coverage, filled(candles), now=self.clock.now_ms)
         record_partition(
             conn, exchange=partition.exchange, day=partition.day, gaps=gaps, state=state, live=live
         )

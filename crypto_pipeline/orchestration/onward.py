@@ -16,6 +16,7 @@ import dagster as dg
 from crypto_pipeline.orchestration.ahead import (
     RAW_CHECKS,
     STORED,
+    STORED_CHECKS,
     VALIDATED,
     VALIDATED_CHECKS,
     DoneAhead,
@@ -26,6 +27,7 @@ from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
 from crypto_pipeline.orchestration.validating import validated
 from crypto_pipeline.orchestration.verdicts_raw import RawJudge, candle_schema
+from crypto_pipeline.orchestration.verdicts_stored import StoredJudge
 
 _NEEDED: Final = frozenset({VALIDATED, VALIDATED_CHECKS, STORED})
 
@@ -39,7 +41,8 @@ class OnwardResource:
     validated_lake: dg.IOManager
     timescale: dg.IOManager
     done: DoneAhead
-    judge: RawJudge
+    judge_raw: RawJudge
+    judge_stored: StoredJudge
 
     def goes_on(self, context: dg.AssetExecutionContext) -> bool:
         """Whether the run goes on with all that this can do, for more than one partition."""
@@ -73,12 +76,17 @@ class OnwardResource:
                 def keep(step: str, result: object) -> None:
                     self.done.keep(run_id, step, partition, result, stands)
 
-                keep(RAW_CHECKS, self.judge(partition, found.raw, found.verdict))
+                keep(RAW_CHECKS, self.judge_raw(partition, found.raw, found.verdict))
                 keep(VALIDATED, facts)
                 schema = candle_schema(found.given.candles)
                 keep(VALIDATED_CHECKS, {"candle_schema": schema})
-                if schema.passed:
-                    given = Given(found.given.candles)
-                    keep(STORED, table.store(conn, partition, given, live=False))
+                if not schema.passed:
+                    return
+                coverage, candles = found.raw.coverage, found.given.candles
+                keep(
+                    STORED,
+                    table.store(conn, partition, Given(candles), live=False, coverage=coverage),
+                )
+                keep(STORED_CHECKS, self.judge_stored(partition, conn, coverage, candles))
 
             yield take_on

@@ -3,22 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import dagster as dg
+import pandas as pd
+import psycopg
 
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.coverage import Coverage, Series
 from crypto_pipeline.core.gaps import CAUSES, PROVEN, Gap, PartitionState
 from crypto_pipeline.core.intervals import Interval, Intervals, subtract
 from crypto_pipeline.core.timeframes import DAY_MS, day_of, day_start_ms, timeframe_ms, utc
+from crypto_pipeline.corridor.completeness import filled
+from crypto_pipeline.database.exchange_states import checked_at
+from crypto_pipeline.database.gap_reader import gaps, stored_runs
 from crypto_pipeline.orchestration.check_results import Verdict
+from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.partitions import Partition
+from crypto_pipeline.orchestration.resources import ClockResource
 from crypto_pipeline.plaintext import in_markdown
 
 _EXAMPLES: Final = 25
 
 Runs = Mapping[Series, Intervals]
+
+
+@dataclass(frozen=True)
+class StoredJudge:
+    """What the checks of ``timescale_candles`` say of a partition."""
+
+    config: PipelineConfig = field(repr=False)
+    ledger: LedgerResource
+    clock: ClockResource
+
+    def __call__(
+        self,
+        partition: Partition,
+        conn: psycopg.Connection,
+        coverage: Coverage,
+        slots: pd.DataFrame | None,
+    ) -> Mapping[str, Verdict]:
+        """A verdict for each check, after a look at the table.
+
+        Args:
+            partition: to be judged.
+            conn: an open connection.
+            coverage: what was asked for, by the archive.
+            slots: symbol, timeframe, open_time and final of the validated candles; None if the
+                partition was never validated.
+        """
+        exchange, day = partition
+        series = self.config.exchanges[exchange].series
+        start, end = utc(day_start_ms(day)), utc(day_start_ms(day) + DAY_MS)
+        stored = stored_runs(conn, exchange=exchange, series=series, start=start, end=end)
+        checked = checked_at(conn, exchange=exchange, day=day)
+        return {
+            "completeness": completeness(
+                self.ledger.look(partition, coverage, stored, now=checked or self.clock.now_ms),
+                gaps(conn, exchange=exchange, start=start, end=end),
+            ),
+            "stored_equals_validated": stored_equals_validated(
+                stored, None if slots is None else filled(slots, series), partition
+            ),
+            "seconds_behind_now": seconds_behind_now(
+                coverage, stored, self.config, partition, self.clock.now_ms
+            ),
+        }
 
 
 def stored_equals_validated(stored: Runs, validated: Runs | None, partition: Partition) -> Verdict:

@@ -21,6 +21,7 @@ from crypto_pipeline.core.rules import (
     OHLCVData,
     columns_of,
     first_broken,
+    keeps_schema,
 )
 from crypto_pipeline.core.timeframes import DAY_MS, utc
 from crypto_pipeline_tests.core.builders import T0, observations, records
@@ -152,6 +153,7 @@ def test_the_frame_schema_against_the_oracle(given_rows: list[dict[str, Any]]) -
             refusals.setdefault(case.index, set()).add(case.check)
 
     assert refusals.keys() == expected.keys() | repeated
+    assert keeps_schema(frame) is (not refusals)
     for index, rule in expected.items():
         first = next(r.name for r in RULES if r.demands in refusals[index])
         assert first == rule
@@ -166,17 +168,22 @@ def test_the_frame_schema_against_the_oracle(given_rows: list[dict[str, Any]]) -
         lambda frame: frame.astype({"open": "float32"}),
         lambda frame: frame.assign(open_time=frame["open_time"].dt.tz_localize(None)),
         lambda frame: frame.assign(fetched_at=pd.Series([pd.NaT], dtype=frame["fetched_at"].dtype)),
+        lambda frame: frame.assign(run_id=pd.Series([None], dtype=frame["run_id"].dtype)),
+        lambda frame: frame.assign(source=frame["source"].astype("str")),
+        lambda frame: pd.concat([frame, frame[["open"]]], axis="columns"),
     ],
 )
 def test_the_frame_schema_wants_its_columns(spoil: Any) -> None:
     """Exactly the columns, in order and dtype, none of them null."""
     with pytest.raises((pandera.errors.SchemaError, pandera.errors.SchemaErrors)):
         CANDLE_SCHEMA.validate(spoil(as_candles(observations({}))), lazy=True)
+    assert not keeps_schema(spoil(as_candles(observations({}))))
 
 
 def test_the_frame_schema_takes_an_empty_frame() -> None:
     """A partition without candles is a valid one."""
     assert CANDLE_SCHEMA.validate(as_candles(observations())).empty
+    assert keeps_schema(as_candles(observations()))
 
 
 @given(st.integers(-20_000, 20_000))

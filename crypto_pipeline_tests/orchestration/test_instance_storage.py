@@ -11,6 +11,7 @@ import pytest
 from crypto_pipeline.cli.environment import project_file
 from crypto_pipeline.database.connection import connect
 from crypto_pipeline.orchestration.instance_storage import PooledPostgresStorage
+from crypto_pipeline.orchestration.tags import RANGE_END, RANGE_START
 from crypto_pipeline.settings import DAGSTER_URL
 
 
@@ -70,6 +71,83 @@ def test_a_server_that_was_restarted_is_no_error(instance: dg.DagsterInstance, u
         ).fetchall()
     assert ended
     assert materialize(instance).success
+
+
+DAYS = dg.StaticPartitionsDefinition([f"2024-01-{day:02}" for day in range(1, 31)])
+RESULTS = """
+SELECT c.asset_key, c.check_name, c.partition, c.execution_status, c.run_id = e.run_id,
+    e.dagster_event_type, e.step_key, e.partition, m.partition, m.dagster_event_type,
+    c.evaluation_event = e.event, c.evaluation_event_timestamp = e.timestamp
+FROM asset_check_executions AS c
+LEFT JOIN event_logs AS e ON e.id = c.evaluation_event_storage_id
+LEFT JOIN event_logs AS m ON m.id = c.materialization_event_storage_id
+ORDER BY c.run_id = %s, 1, 2, 3
+"""
+
+
+def judge_days(instance: dg.DagsterInstance) -> list[str]:
+    """A range run whose checks say something of each day, one of them twice; then one that dies."""
+    specs = [
+        dg.AssetCheckSpec(name, asset="many", partitions_def=DAYS if name == "sound" else None)
+        for name in ("sound", "whole")
+    ]
+
+    @dg.asset(partitions_def=DAYS, backfill_policy=dg.BackfillPolicy.single_run())
+    def many() -> None: ...
+
+    def checks(*, dies: bool) -> dg.AssetChecksDefinition:
+        @dg.multi_asset_check(specs=specs)
+        def judged() -> Iterator[object]:
+            for number, day in enumerate([*DAYS.get_partition_keys(), "2024-01-07"]):
+                if dies and number == 20:
+                    raise RuntimeError("dies")
+                for spec in specs:
+                    yield dg.AssetCheckEvaluation(
+                        asset_key=spec.asset_key,
+                        check_name=spec.name,
+                        passed=number % 3 > 0,
+                        partition=day,
+                        severity=dg.AssetCheckSeverity.ERROR,
+                    )
+            for spec in specs:
+                yield dg.Output(None, output_name=spec.get_python_identifier())
+
+        return judged
+
+    span = {RANGE_START: "2024-01-01", RANGE_END: "2024-01-30"}
+    runs = []
+    for dies in (False, True):
+        definitions = dg.Definitions(assets=[many], asset_checks=[checks(dies=dies)])
+        job = definitions.resolve_implicit_global_asset_job_def()
+        runs.append(job.execute_in_process(instance=instance, tags=span, raise_on_error=False))
+    assert [run.success for run in runs] == [True, False]
+    return [run.run_id for run in runs]
+
+
+@pytest.mark.filterwarnings("ignore::dagster.BetaWarning", "ignore::dagster.PreviewWarning")
+def test_results_of_checks_stand_as_dagster_stores_them(
+    instance: dg.DagsterInstance, url: str, new_database: Callable[[], str], tmp_path: Path
+) -> None:
+    """A hundred at a time, and a step that fails says what it had found all the same."""
+    theirs = new_database()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "dagster.yaml").write_text(
+        f"storage: {{postgres: {{postgres_url: {theirs!r}}}}}"
+    )
+    with dg.DagsterInstance.from_config(str(tmp_path / "theirs")) as plain:
+        found = []
+        for each, where in ((instance, url), (plain, theirs)):
+            runs = judge_days(each)
+            with connect(where) as conn:
+                found.append(conn.execute(RESULTS, [runs[1]]).fetchall())
+                order = conn.execute(
+                    "SELECT dagster_event_type, partition FROM event_logs WHERE run_id = %s"
+                    " AND dagster_event_type LIKE %s ORDER BY id",
+                    [runs[0], "ASSET_CHECK_EVALUATION"],
+                ).fetchall()
+            found[-1].extend(order)
+    assert found[0] == found[1]
+    assert len(found[0]) > 150
 
 
 def test_the_project_s_instance_uses_it(instance: dg.DagsterInstance) -> None:
