@@ -70,6 +70,10 @@ class Collected:
         return sum(not entry.asked for entry in self.failed)
 
 
+#: Told of a partition that has all that a run asked for it.
+OnDay = Callable[[date, CollectedDay, RawPartition | None], None]
+
+
 class Collection:
     """One run's collection from one exchange.
 
@@ -80,7 +84,7 @@ class Collection:
         run_id: for provenance.
         reread: closed candles before the forming one to ask for again.
         resting: the holes of a series to leave alone now.
-        on_day: told of each partition as it is written.
+        on_day: told of each partition as it is written, and what it now holds, if anything was.
     """
 
     def __init__(
@@ -92,7 +96,7 @@ class Collection:
         run_id: str,
         reread: int = 0,
         resting: Resting = lambda coverage, now: (),
-        on_day: Callable[[date, CollectedDay], None] = lambda day, collected: None,
+        on_day: OnDay = lambda day, collected, partition: None,
     ) -> None:
         self._exchange = exchange
         self._zone = zone
@@ -270,8 +274,8 @@ class Collection:
 
     async def _finish(self, day: date) -> None:
         """The partition has all that this run asked for it."""
-        await self._write(day)
-        self._on_day(day, self._result.days[day])
+        partition = await self._write(day)
+        self._on_day(day, self._result.days[day], partition)
 
     async def _parse(self) -> None:
         for answer, judgement in self._book.parse():
@@ -279,14 +283,14 @@ class Collection:
                 series = Series(answer.symbol, answer.timeframe)
                 await self._lives.look_up(answer, judgement, over(self._coverage, series))
 
-    async def _write(self, day: date) -> None:
+    async def _write(self, day: date) -> RawPartition | None:
         await self._parse()
         rows = self._book.rows(day)
         findings = self._book.findings(day)
         tally = self._result.days.get(day, CollectedDay())
         tally.rows += len(rows)
         if day not in self._coverage or (findings is None and rows.empty):
-            return
+            return None
         partition = await _to_its_end(
             self._zone.update,
             self._exchange.key,
@@ -298,6 +302,7 @@ class Collection:
         )
         self._coverage[day] = partition.coverage
         tally.observations = len(partition.observations)
+        return partition
 
 
 def _first(errors: BaseExceptionGroup[CryptoPipelineError]) -> CryptoPipelineError:

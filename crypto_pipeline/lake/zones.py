@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Final
 
@@ -34,10 +34,14 @@ PartitionLock = Callable[[str, date], AbstractContextManager[LastCheck | None]]
 
 @dataclass(frozen=True)
 class RawPartition:
-    """Everything the lake knows of an exchange's day: observations, and what was asked."""
+    """Everything the lake knows of an exchange's day: observations, and what was asked.
+
+    ``version``: of the file it was read from or written to, see :meth:`RawZone.version`.
+    """
 
     observations: pd.DataFrame = field(default_factory=empty_observations)
     coverage: Coverage = field(default_factory=Coverage)
+    version: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,13 @@ class RawZone:
             LakeError: the file cannot be read.
         """
         name = _name("raw", exchange, day)
+        version = self._storage.version(name)  # if it is replaced now, this one is out of date
         content = self._storage.read(name)
         if content is None:
             return RawPartition()
         where = self._storage.where(name)
         frame, notes = from_parquet(content, OBSERVATION_DTYPES, where=where)
-        return RawPartition(frame, _coverage(notes, where=where))
+        return RawPartition(frame, _coverage(notes, where=where), version)
 
     def summary(self, exchange: str, day: date) -> RawSummary:
         """How many observations the partition holds and what was asked for, without reading them.
@@ -110,7 +115,8 @@ class RawZone:
                 ),
                 last_check=still_ours or _nothing,
             )
-        return partition
+            version = self.version(exchange, day)
+        return replace(partition, version=version)
 
     def where(self, exchange: str, day: date) -> str:
         """The partition's file."""

@@ -7,7 +7,7 @@ with a candle is in :mod:`crypto_pipeline.corridor` and :mod:`crypto_pipeline.co
 # No `from __future__ import annotations`: Dagster reads the annotations of decorated functions.
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from datetime import date
@@ -24,7 +24,8 @@ from crypto_pipeline.corridor.garbage import rare_collections
 from crypto_pipeline.corridor.plan import Resting
 from crypto_pipeline.corridor.requests import FailedRequest
 from crypto_pipeline.errors import CryptoPipelineError
-from crypto_pipeline.orchestration.ahead import in_background
+from crypto_pipeline.lake.zones import RawPartition
+from crypto_pipeline.orchestration.ahead import Work, in_background
 from crypto_pipeline.orchestration.failures import told_to_dagster
 from crypto_pipeline.orchestration.frames import PartitionedCandles
 from crypto_pipeline.orchestration.ledger import LedgerResource
@@ -153,7 +154,7 @@ def _collect(
     config = ccxt.config
     zone = lake.raw()
 
-    def on_day(day: date, collected: CollectedDay) -> None:
+    def on_day(day: date, collected: CollectedDay, partition: RawPartition | None) -> None:
         context.log.info(
             f"{exchange} {day}: {collected.rows:,} rows from {collected.requests} requests"
             + (f", {len(collected.failed)} failed" if collected.failed else "")
@@ -170,7 +171,7 @@ def _collect(
                 "path": dg.MetadataValue.path(zone.where(exchange, day)),
             },
         )
-        take_on(Partition(exchange, day))
+        take_on(Partition(exchange, day), partition)
 
     def note_budget(pacer: Pacer | None) -> None:
         if pacer is not None:
@@ -216,7 +217,7 @@ def _collect(
     with ExitStack() as stack:
         stack.enter_context(claimed)
         stack.enter_context(rare_collections())
-        take_on: Callable[[Partition], None] = lambda partition: None  # noqa: E731
+        take_on: Work = lambda partition, known: None  # noqa: E731
         if onward.goes_on(context):
             take_on = stack.enter_context(
                 in_background(lambda: onward.opened(context.run.run_id), failed=not_ahead)

@@ -13,6 +13,7 @@ from typing import Final
 
 import dagster as dg
 
+from crypto_pipeline.lake.zones import RawPartition
 from crypto_pipeline.orchestration.ahead import (
     RAW_CHECKS,
     STORED,
@@ -56,7 +57,7 @@ class OnwardResource:
         )
 
     @contextmanager
-    def opened(self, run_id: str) -> Iterator[Callable[[Partition], None]]:
+    def opened(self, run_id: str) -> Iterator[Callable[[Partition, RawPartition | None], None]]:
         """What takes one partition all the way, and keeps what the run's later steps need of it."""
         archive, table = self.validated_lake, self.timescale
         if not isinstance(archive, ValidatedLakeIOManager) or not isinstance(
@@ -66,12 +67,12 @@ class OnwardResource:
         zone = self.lake.raw()
         with self.database.connect() as conn, self.database.raw_locks() as lock:
 
-            def take_on(partition: Partition) -> None:
-                with validated(partition, zone, conn, lock) as found:
+            def take_on(partition: Partition, known: RawPartition | None) -> None:
+                with validated(partition, zone, conn, lock, known=known) as found:
                     facts = archive.store(partition, found.given)
 
                 def stands() -> bool:
-                    return zone.version(*partition) == found.version
+                    return zone.version(*partition) == found.raw.version
 
                 def keep(step: str, result: object) -> None:
                     self.done.keep(run_id, step, partition, result, stands)

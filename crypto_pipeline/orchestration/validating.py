@@ -21,7 +21,6 @@ class Validated:
     """A partition, the verdict on it, and its conforming candles as they are given on."""
 
     raw: RawPartition
-    version: str | None
     verdict: Validation
     given: Given
 
@@ -42,13 +41,20 @@ def validating(lake: LakeResource, database: DatabaseResource) -> Iterator[Giver
 
 @contextmanager
 def validated(
-    partition: Partition, zone: RawZone, conn: psycopg.Connection, lock: PartitionLock
+    partition: Partition,
+    zone: RawZone,
+    conn: psycopg.Connection,
+    lock: PartitionLock,
+    *,
+    known: RawPartition | None = None,
 ) -> Iterator[Validated]:
-    """A partition's verdict, what was refused recorded; its lock is held."""
+    """A partition's verdict, what was refused recorded; its lock is held.
+
+    ``known`` spares reading it, if it is what the file holds still.
+    """
     # Held until the file is written: an older look must not replace a newer one's.
     with lock(*partition) as still_ours:
-        version = zone.version(*partition)
-        raw = zone.read(*partition)
+        raw = known if known and _stands(known, zone, partition) else zone.read(*partition)
         verdict = validate(raw.observations, day=partition.day)
         record_rejected(
             conn, verdict.rejected, exchange=partition.exchange, partition_date=partition.day
@@ -58,4 +64,8 @@ def validated(
             **{f"rejected: {rule}": n for rule, n in verdict.counts.items()},
         }
         last_check = still_ours or (lambda: None)
-        yield Validated(raw, version, verdict, Given(verdict.candles, facts, last_check))
+        yield Validated(raw, verdict, Given(verdict.candles, facts, last_check))
+
+
+def _stands(known: RawPartition, zone: RawZone, partition: Partition) -> bool:
+    return known.version is not None and known.version == zone.version(*partition)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
 
+import pytest
+
+from crypto_pipeline.lake.zones import RawPartition
+from crypto_pipeline.orchestration import ahead
 from crypto_pipeline.orchestration.ahead import VALIDATED, DoneAhead, in_background
+from crypto_pipeline.orchestration.parallel import THREADS
 from crypto_pipeline.orchestration.partitions import Partition
 
 DAYS = [Partition("a", date(2024, 1, 1) + timedelta(n)) for n in range(5)]
@@ -44,44 +50,67 @@ class Work:
 
     def __init__(self, fails_at: Partition | None = None) -> None:
         self.did: list[Partition] = []
+        self.known: list[RawPartition | None] = []
         self.told: list[BaseException] = []
-        self.closed = 0
+        self.was_opened = self.closed = 0
         self.may_go = threading.Event()
         self.may_go.set()
         self._fails_at = fails_at
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[Partition], None]]:
+    def opened(self) -> Iterator[ahead.Work]:
+        self.was_opened += 1
         yield self._do
         self.closed += 1
 
-    def _do(self, partition: Partition) -> None:
+    def _do(self, partition: Partition, known: RawPartition | None) -> None:
         self.did.append(partition)
+        self.known.append(known)
         assert self.may_go.wait(10)
+        time.sleep(0.01)
         if partition == self._fails_at:
             raise ValueError(partition.key)
 
 
-def test_partitions_are_worked_on_in_order_beside_the_caller() -> None:
-    work = Work()
-    with in_background(work.opened, failed=work.told.append) as submit:
-        for partition in DAYS:
-            submit(partition)
-        while len(work.did) < len(DAYS):
-            pass
-    assert (work.did, work.closed, work.told) == (DAYS, 1, [])
-
-
-def test_the_end_waits_for_the_one_under_way_only() -> None:
+def test_partitions_are_worked_on_beside_the_caller_and_waited_for() -> None:
     work = Work()
     work.may_go.clear()
     with in_background(work.opened, failed=work.told.append) as submit:
         for partition in DAYS:
-            submit(partition)
+            submit(partition, None)
+        threading.Timer(0.1, work.may_go.set).start()
+    assert sorted(work.did) == DAYS
+    assert work.closed == work.was_opened <= THREADS
+    assert work.told == []
+
+
+def test_a_caller_that_fails_waits_for_those_under_way_only() -> None:
+    """A run that is stopped ends soon, and nothing of it goes on."""
+    work = Work()
+    work.may_go.clear()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        in_background(work.opened, failed=work.told.append) as submit,
+    ):
+        for partition in DAYS:
+            submit(partition, None)
         while not work.did:
-            pass
+            time.sleep(0.01)
         threading.Timer(0.2, work.may_go.set).start()
-    assert (work.did, work.closed) == ([FIRST], 1)
+        raise KeyboardInterrupt
+    assert len(work.did) <= THREADS
+    assert work.closed == work.was_opened
+
+
+def test_few_partitions_wait_in_memory() -> None:
+    """A run whose storing is slower than its asking must not keep a month in memory."""
+    work = Work()
+    work.may_go.clear()
+    with in_background(work.opened, failed=work.told.append) as submit:
+        for partition in DAYS:
+            submit(partition, RawPartition())
+        work.may_go.set()
+    assert sum(known is not None for known in work.known) in range(3, 3 + THREADS + 1)
 
 
 def test_after_a_failure_nothing_is_begun_and_nothing_is_raised() -> None:
@@ -89,21 +118,19 @@ def test_after_a_failure_nothing_is_begun_and_nothing_is_raised() -> None:
     work = Work(fails_at=DAYS[1])
     with in_background(work.opened, failed=work.told.append) as submit:
         for partition in DAYS:
-            submit(partition)
-    assert work.did in ([FIRST], DAYS[:2])
-    assert [str(error) for error in work.told] in ([], [DAYS[1].key])
+            submit(partition, None)
+    assert len(work.did) < len(DAYS)
+    assert [str(error) for error in work.told] == [DAYS[1].key]
 
 
 def test_what_cannot_be_opened_is_told() -> None:
     told: list[BaseException] = []
 
     @contextmanager
-    def opened() -> Iterator[Callable[[Partition], None]]:
+    def opened() -> Iterator[ahead.Work]:
         raise ConnectionError("away")
         yield
 
-    began = threading.Event()
     with in_background(opened, failed=told.append) as submit:
-        submit(FIRST)
-        began.wait(0.2)
+        submit(FIRST, None)
     assert [str(error) for error in told] == ["away"]
