@@ -88,16 +88,18 @@ def test_a_caller_that_fails_waits_for_those_under_way_only() -> None:
     """A run that is stopped ends soon, and nothing of it goes on."""
     work = Work()
     work.may_go.clear()
-    with (
-        pytest.raises(KeyboardInterrupt),
-        in_background(work.opened, failed=work.told.append) as submit,
-    ):
-        for partition in DAYS:
-            submit(partition, None)
-        while not work.did:
-            time.sleep(0.01)
-        threading.Timer(0.2, work.may_go.set).start()
-        raise KeyboardInterrupt
+
+    def stopped() -> None:
+        with in_background(work.opened, failed=work.told.append) as submit:
+            for partition in DAYS:
+                submit(partition, None)
+            while not work.did:
+                time.sleep(0.01)
+            threading.Timer(0.2, work.may_go.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert len(work.did) <= THREADS
     assert work.closed == work.was_opened
 
