@@ -48,6 +48,10 @@ from crypto_pipeline_tests.benchmarks import peers
 from crypto_pipeline_tests.benchmarks.peak import Peak
 
 PAGE = 1_000
+#: A realistic exchange: what a call takes of its limit, the share of it that may be used by default,
+#: and seconds until an answer begins.
+COST_MS, SHARE, LATENCY = 20, 0.9, 0.06
+GROWTH = (1, 4, 16)
 EXCHANGE = "binance"
 
 
@@ -232,6 +236,32 @@ def median(spent: Sequence[Spent]) -> dict[str, float]:
     }
 
 
+def paced(running: Machine, days: int, rounds: int) -> dict[str, float]:
+    """With a request budget and a network: how much of the time is what the budget alone dictates."""
+    running.simulator.control.set_latency(EXCHANGE, LATENCY)
+    spent = [
+        running.ours(days, warm=True, ccxt={"enableRateLimit": True}, habits={"cost_ms": COST_MS})[
+            0
+        ]
+        for _ in range(rounds)
+    ]
+    running.simulator.control.set_latency(EXCHANGE, 0)
+    dictated = running.fewest(days) * COST_MS / SHARE / 1_000
+    figures = {**median(spent), "dictated": round(dictated, 2)}
+    return {**figures, "of the dictated time": round(dictated / figures["wall"], 3)}
+
+
+def growth(running: Machine, days: int, rounds: int) -> dict[str, dict[str, float]]:
+    """One range run of 1, 4 and 16 times as many days: time a candle, and memory."""
+    found = {}
+    for times in GROWTH:
+        spent = [running.ours(times * days, warm=True)[0] for _ in range(rounds)]
+        figures = median(spent)
+        candles = len(running.symbols) * times * days * 1_440
+        found[f"{times}x"] = {**figures, "us a candle": round(figures["wall"] / candles * 1e6, 2)}
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; 0 if ours is not slower than the practical limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -239,11 +269,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--days", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--naive", action="store_true", help="also the naive script, once")
+    parser.add_argument("--paced", action="store_true", help="with a request budget, instead")
+    parser.add_argument("--growth", action="store_true", help="1, 4, 16 times the days, instead")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
     spent: dict[str, list[Spent]] = {"ours": [], "command": [], "practical": [], "naive": []}
     with machine(options.symbols) as running:
         running.ours(1)  # Dagster makes its tables, the simulator its candles
+        if options.paced or options.growth:
+            measured = paced if options.paced else growth
+            told = json.dumps(measured(running, options.days, options.rounds), indent=2)
+            sys.stdout.write(told + "\n")
+            if options.json:
+                options.json.write_text(told)
+            return 0
         for number in range(options.rounds):
             spent["practical"].append(running.peer("practical", options.days))
             spent["ours"].append(running.ours(options.days, warm=True)[0])
