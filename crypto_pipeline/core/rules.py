@@ -250,10 +250,14 @@ CANDLE_SCHEMA: Final = pandera.DataFrameSchema(
 def keeps_schema(frame: pd.DataFrame) -> bool:
     """Whether :data:`CANDLE_SCHEMA` has nothing to say of it: what most frames are asked, fast."""
     dtypes = frame.dtypes
-    return (
-        list(frame.columns) == list(CANDLE_DTYPES)
-        and all(dtypes[name] == dtype for name, dtype in CANDLE_DTYPES.items())
-        and not any(frame[name].hasnans for name in frame.columns)
-        and bool((first_broken(columns_of(frame)) < 0).all())
-        and not frame.duplicated(list(KEY)).any()
-    )
+    if list(frame.columns) != list(CANDLE_DTYPES):
+        return False
+    if any(dtypes[name] != dtype for name, dtype in CANDLE_DTYPES.items()):
+        return False
+    if any(frame[name].hasnans for name in frame.columns) or frame.duplicated(list(KEY)).any():
+        return False
+    try:
+        columns = columns_of(frame)
+    except ValueError:  # a timeframe that is none
+        return False
+    return bool((first_broken(columns) < 0).all())

@@ -122,12 +122,12 @@ class _Row:
         most, self._most = self._most, self._waiting
         return most
 
-    def next(self, now: float) -> tuple[float, float] | None:
-        """The next one that is still to come."""
+    def next(self, now: float, *, since: float) -> tuple[float, float] | None:
+        """The next one that is still to come, and was taken ``since`` the last pause."""
         while self.places:
-            place = self.places.popleft()
-            if place[0] > now:
-                return place
+            at, taken_at = self.places.popleft()
+            if at > now and taken_at > since:
+                return at, taken_at
         return None
 
 
@@ -198,7 +198,8 @@ class SharedBudget:
         while not may_go:
             with self._rows[cost_ms].waiting() as row:
                 async with self._turn:
-                    place, taken_at = row.next(_now()) or await self._new_row(row, cost_ms)
+                    found = row.next(_now(), since=self._stopped_at)
+                    place, taken_at = found or await self._new_row(row, cost_ms)
             await asyncio.sleep(place - _now())
             if self._listening().lost:  # a pause would not be heard
                 await self._say(_MAKE)
@@ -242,7 +243,8 @@ class SharedBudget:
     async def _new_row(self, row: _Row, cost_ms: float) -> tuple[float, float]:
         """Take a place and, if more will be needed, a few after it; when it is, and was taken."""
         cost = cost_ms / self._share
-        wanted = min(row.demand(), int(_IN_A_ROW_MS / cost)) if cost < _CLOSE_MS else 1
+        close = 0 < cost < _CLOSE_MS
+        wanted = min(row.demand(), int(_IN_A_ROW_MS / cost)) if close else 1
         place, taken_at = await self._place(cost, wanted)
         row.places.extend((place + n * cost / 1_000, taken_at) for n in range(1, wanted))
         return place, taken_at

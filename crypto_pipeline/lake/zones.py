@@ -89,11 +89,7 @@ class RawZone:
         return RawSummary(rows, _coverage(notes, where=where))
 
     def version(self, exchange: str, day: date) -> str | None:
-        """What changes whenever the partition does; None if nothing was ever asked.
-
-        Raises:
-            LakeError: the file cannot be looked at.
-        """
+        """What changes whenever the partition does; None if it cannot be told."""
         return self._storage.version(_name("raw", exchange, day))
 
     def update(
@@ -166,6 +162,10 @@ class ValidatedZone:
         self._storage.write(
             name, to_parquet(candles, CANDLE_DTYPES, {}), last_check=last_check or _nothing
         )
+
+    def version(self, exchange: str, day: date) -> str | None:
+        """What changes whenever the partition's file does; None if it cannot be told."""
+        return self._storage.version(_name("validated", exchange, day))
 
     def where(self, exchange: str, day: date) -> str:
         """The partition's file."""

@@ -52,7 +52,10 @@ class DoneAhead:
 
     def take(self, run_id: str, step: str, partition: Partition) -> Any | None:
         """What was done, once; None if nothing was, or it does not stand any more."""
-        result, stands = self._runs.get(run_id, {}).pop((step, partition), (None, bool))
+        results = self._runs.get(run_id, {})
+        result, stands = results.pop((step, partition), (None, bool))
+        if not results:
+            self._runs.pop(run_id, None)
         return result if result is not None and stands() else None
 
 
@@ -80,8 +83,13 @@ class Background:
 
     def close(self, *, finish: bool) -> None:
         """Wait for all, or for those under way."""
-        self._pool.shutdown(cancel_futures=not finish)
-        self._stack.close()
+        try:
+            self._pool.shutdown(cancel_futures=not finish)
+        except BaseException:  # the run is stopped while it waits
+            self._pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            self._stack.close()
         errors = (future.exception() for future in self._begun if not future.cancelled())
         self.failure = next((error for error in errors if error is not None), None)
 

@@ -14,11 +14,13 @@ import dagster as dg
 
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.validation import validate
+from crypto_pipeline.orchestration.ahead import STORED_CHECKS
 from crypto_pipeline.orchestration.check_results import Judge, Verdict, evaluations
 from crypto_pipeline.orchestration.onward import OnwardResource
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
 from crypto_pipeline.orchestration.verdicts_raw import candle_schema
+from crypto_pipeline.orchestration.verdicts_stored import Look
 
 Results = Iterator[dg.AssetCheckEvaluation | dg.Output[None]]
 
@@ -118,13 +120,19 @@ def build_checks(
         @contextmanager
         def opened() -> Iterator[Judge]:
             with database.connect() as conn:
-                yield lambda partition: onward.judge_stored(
-                    partition,
-                    conn,
-                    lake.raw().summary(*partition).coverage,
-                    zone.read_slots(*partition),
-                )
 
-        yield from evaluations(context, stored_specs, opened, done=onward.done)
+                def judge(partition: Partition) -> Mapping[str, Verdict]:
+                    found: Look | None = onward.done.take(
+                        context.op_execution_context.run_id, STORED_CHECKS, partition
+                    )
+                    if found is None:
+                        coverage = lake.raw().summary(*partition).coverage
+                        slots = zone.read_slots(*partition)
+                        found = onward.judge_stored.look(partition, conn, coverage, slots)
+                    return onward.judge_stored(partition, conn, found)
+
+                yield judge
+
+        yield from evaluations(context, stored_specs, opened)
 
     return [raw_checks, validated_checks, timescale_checks]

@@ -10,6 +10,7 @@ It also stores the check results of a step a hundred at a time: Dagster takes fo
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
@@ -28,7 +29,7 @@ from dagster_postgres import (
     PostgresEventLogStorage,
 )
 from dagster_postgres.utils import pg_url_from_config, retry_pg_connection_fn
-from sqlalchemy import cast, column, create_engine, inspect, values
+from sqlalchemy import Connection, cast, column, create_engine, inspect, values
 
 #: Check results that are stored with one statement, at most.
 _TOGETHER: Final = 100
@@ -90,6 +91,7 @@ class _EventLogStorage(PostgresEventLogStorage):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self._seen: set[str] = set()
         self._results: dict[tuple[str, ...], EventLogEntry] = {}
+        self._storing = threading.Lock()
         super().__init__(*arguments, **named)
 
     def store_event(self, event: EventLogEntry) -> None:
@@ -99,46 +101,51 @@ class _EventLogStorage(PostgresEventLogStorage):
         dies between has not said its step is done.
         """
         key = _result_key(event)
-        if key is None or key in self._results or len(self._results) >= _TOGETHER:
-            results, self._results = self._results, {}
-            self._store_results(results)
+        with self._storing:
+            if key is None or key in self._results or len(self._results) >= _TOGETHER:
+                self._store_results()
+            if key is not None:
+                self._results[key] = event
         if key is None:
             super().store_event(event)
-        else:
-            self._results[key] = event
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """As its base."""
-        results, self._results = self._results, {}
-        self._store_results(results)
+        with self._storing:
+            self._store_results()
         super().store_event_batch(events)
 
-    def _store_results(self, results: Mapping[tuple[str, ...], EventLogEntry]) -> None:
-        if not results:
+    def _store_results(self) -> None:
+        """Those that wait, all or none; they wait on if it fails."""
+        events = list(self._results.values())
+        if not events:
             return
-        events = list(results.values())
-        with self.index_transaction() as conn:
-            inserted = conn.execute(
-                self.prepare_insert_event_batch(events).returning(SqlEventLogStorageTable.c.id)
-            )
-            rows = [
-                self._result_row(event, int(row[0]))
-                for event, row in zip(events, inserted, strict=True)
-            ]
-            given = values(*_RESULT, name="given").data([tuple(row.values()) for row in rows])
-            planned = AssetCheckExecutionsTable
-            updated = conn.execute(
-                planned.update()
-                .where(*(planned.c[name] == given.c[name] for name in _RESULT_KEY))
-                .values(
-                    {c.name: cast(given.c[c.name], c.type) for c in _RESULT[len(_RESULT_KEY) :]}
-                )
-                .returning(*(planned.c[name] for name in _RESULT_KEY))
-            )
-            there = {tuple(row) for row in updated}
-            unplanned = [row for row in rows if tuple(row[n] for n in _RESULT_KEY) not in there]
-            if unplanned:
-                conn.execute(planned.insert().values(unplanned))
+        with self._engine.connect() as plain:
+            conn = plain.execution_options(isolation_level="READ COMMITTED")
+            with conn.begin():
+                self._insert_results(conn, events)
+        self._results.clear()
+
+    def _insert_results(self, conn: Connection, events: Sequence[EventLogEntry]) -> None:
+        inserted = conn.execute(
+            self.prepare_insert_event_batch(events).returning(SqlEventLogStorageTable.c.id)
+        )
+        rows = [
+            self._result_row(event, int(row[0]))
+            for event, row in zip(events, inserted, strict=True)
+        ]
+        given = values(*_RESULT, name="given").data([tuple(row.values()) for row in rows])
+        planned = AssetCheckExecutionsTable
+        updated = conn.execute(
+            planned.update()
+            .where(*(planned.c[name] == given.c[name] for name in _RESULT_KEY))
+            .values({c.name: cast(given.c[c.name], c.type) for c in _RESULT[len(_RESULT_KEY) :]})
+            .returning(*(planned.c[name] for name in _RESULT_KEY))
+        )
+        there = {tuple(row) for row in updated}
+        unplanned = [row for row in rows if tuple(row[n] for n in _RESULT_KEY) not in there]
+        if unplanned:
+            conn.execute(planned.insert().values(unplanned))
 
     def _result_row(self, event: EventLogEntry, event_id: int) -> dict[str, Any]:
         evaluation = event.get_dagster_event().asset_check_evaluation_data

@@ -6,9 +6,9 @@ dies half-way must leave what it got; an IO manager replaces what an asset retur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
@@ -17,8 +17,10 @@ import psycopg
 from psycopg import sql
 
 from crypto_pipeline.core.candles import VALUES
-from crypto_pipeline.core.coverage import Coverage
+from crypto_pipeline.core.coverage import Coverage, Series
+from crypto_pipeline.core.intervals import Intervals
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
+from crypto_pipeline.corridor.completeness import filled
 from crypto_pipeline.database.candle_writer import replace_live_candles, upsert_candles
 from crypto_pipeline.database.tables import CANDLES
 from crypto_pipeline.errors import LakeError
@@ -34,6 +36,21 @@ _SHOWN = 25
 
 #: What an IO manager does with one partition; gives the materialization's metadata.
 Worker = Callable[[Partition], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What storing a partition did.
+
+    Attributes:
+        metadata: of its materialization.
+        runs: what of each series is stored now.
+        coverage: what was asked for, if it is at hand.
+    """
+
+    metadata: Mapping[str, Any]
+    runs: Mapping[Series, Intervals]
+    coverage: Coverage | None = None
 
 
 class NoIOManager(dg.IOManager):
@@ -66,14 +83,17 @@ class ValidatedLakeIOManager(dg.IOManager):
             with obj.opened() as give:
 
                 def write(partition: Partition) -> dict[str, Any]:
+                    done: dict[str, Any] | None
+                    if done := self._done.take(context.run_id, VALIDATED, partition):
+                        return done
                     with give(partition) as given:
-                        return self.store(partition, given)
+                        return self.write(partition, given)
 
                 yield write
 
-        _noting_each(obj, worker, partial(self._done.take, context.run_id, VALIDATED))
+        _noting_each(obj, worker)
 
-    def store(self, partition: Partition, given: Given) -> dict[str, Any]:
+    def write(self, partition: Partition, given: Given) -> dict[str, Any]:
         """Write one partition; its materialization's metadata."""
         self._zone.write(*partition, given.candles, last_check=given.last_check)
         return {
@@ -90,9 +110,14 @@ class ValidatedLakeIOManager(dg.IOManager):
 
     @contextmanager
     def _give(self, partition: Partition) -> Iterator[Given]:
-        yield Given(self._read(partition))
+        yield Given(self.read(partition))
 
-    def _read(self, partition: Partition) -> pd.DataFrame:
+    def read(self, partition: Partition) -> pd.DataFrame:
+        """One partition's candles.
+
+        Raises:
+            LakeError: there is no file, or it cannot be read.
+        """
         candles = self._zone.read(*partition)
         if candles is None:
             raise LakeError(
@@ -122,26 +147,33 @@ class TimescaleIOManager(dg.IOManager):
             with obj.opened() as give, self._database.connect() as conn:
 
                 def store(partition: Partition) -> dict[str, Any]:
-                    with give(partition) as given:
-                        return {**given.facts, **self.store(conn, partition, given, live=obj.live)}
+                    found: Stored | None = self._done.take(context.run_id, STORED, partition)
+                    if found is None:
+                        with give(partition) as given:
+                            found = self.store(conn, partition, given.candles)
+                    # Here, not with the candles: a run that ends before this step has not done its day.
+                    state = self._ledger.record(
+                        conn, partition, found.runs, live=obj.live, coverage=found.coverage
+                    )
+                    missing = {f"missing: {cause}": n for cause, n in state.missing.items()}
+                    return {"missing": sum(state.missing.values()), **missing, **found.metadata}
 
                 yield store
 
-        _noting_each(obj, worker, partial(self._done.take, context.run_id, STORED))
+        _noting_each(obj, worker)
 
     def store(
         self,
         conn: psycopg.Connection,
         partition: Partition,
-        given: Given,
+        candles: pd.DataFrame,
         *,
-        live: bool,
         coverage: Coverage | None = None,
-    ) -> dict[str, Any]:
-        """Store one partition; its materialization's metadata."""
+    ) -> Stored:
+        """Store one partition's candles (columns of ``CANDLE_DTYPES``)."""
         start = day_start_ms(partition.day)
-        is_final = given.candles["final"]
-        final = given.candles if is_final.all() else given.candles[is_final]
+        is_final = candles["final"]
+        final = candles if is_final.all() else candles[is_final]
         written = upsert_candles(
             conn,
             final,
@@ -149,12 +181,9 @@ class TimescaleIOManager(dg.IOManager):
             start=utc(start),
             end=utc(start + DAY_MS),
         )
-        forming = replace_live_candles(conn, given.candles[~is_final], exchange=partition.exchange)
-        state = self._ledger.record(conn, partition, final, live=live, coverage=coverage)
-        return {
+        forming = replace_live_candles(conn, candles[~is_final], exchange=partition.exchange)
+        metadata = {
             "dagster/partition_row_count": len(final),
-            "missing": sum(state.missing.values()),
-            **{f"missing: {cause}": n for cause, n in state.missing.items()},
             "inserted": written.inserted,
             "changed": written.changed,
             "unchanged": written.unchanged,
@@ -163,6 +192,7 @@ class TimescaleIOManager(dg.IOManager):
             "newest candles": _newest(final),
             "query": dg.MetadataValue.text(_query(partition.exchange, start)),
         }
+        return Stored(metadata, filled(final), coverage)
 
     def load_input(self, context: dg.InputContext) -> object:
         """Not offered: read ``candles`` with SQL."""
@@ -172,10 +202,9 @@ class TimescaleIOManager(dg.IOManager):
 def _noting_each(
     obj: PartitionedCandles,
     worker: Callable[[], AbstractContextManager[Worker]],
-    take: Callable[[Partition], dict[str, Any] | None],
 ) -> None:
     with told_to_dagster():
-        for partition, metadata in in_threads(obj.partitions, worker, done=take):
+        for partition, metadata in in_threads(obj.partitions, worker):
             obj.note(partition, metadata)
 
 

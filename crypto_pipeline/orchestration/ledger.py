@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import pandas as pd
 import psycopg
 
 from crypto_pipeline.config.model import PipelineConfig
@@ -50,12 +49,12 @@ class LedgerResource:
         self,
         conn: psycopg.Connection,
         partition: Partition,
-        candles: pd.DataFrame | None,
+        stored: Mapping[Series, Intervals],
         *,
         live: bool,
         coverage: Coverage | None = None,
     ) -> PartitionState:
-        """Record the gaps of a partition whose candles (columns of ``CANDLE_DTYPES``) are stored.
+        """Record the gaps of a partition, given what is stored of each series.
 
         ``coverage`` is read from the archive where it is not given.
 
@@ -65,7 +64,7 @@ class LedgerResource:
         """
         if coverage is None:
             coverage = self.lake.raw().summary(*partition).coverage
-        gaps, state = self.look(partition, coverage, filled(candles), now=self.clock.now_ms)
+        gaps, state = self.look(partition, coverage, stored, now=self.clock.now_ms)
         record_partition(
             conn, exchange=partition.exchange, day=partition.day, gaps=gaps, state=state, live=live
         )
@@ -89,10 +88,13 @@ class LedgerResource:
             }
             for partition in partitions:
                 if partition.day not in known[partition.exchange]:
-                    self.record(conn, partition, zone.read(*partition), live=False)
+                    self.record(conn, partition, filled(zone.read(*partition)), live=False)
 
     def record_failed(self, partitions: Sequence[Partition], *, live: bool) -> None:
         """Record the gaps of partitions that could not be collected.
+
+        One that lacks nothing all the same is left as it stands: the run that failed may have stored it
+        ahead of its steps, which did not say so, and it is due until a run has.
 
         Raises:
             DatabaseError: the ledger cannot be written; it stands as it was.
@@ -101,4 +103,8 @@ class LedgerResource:
         zone = self.lake.validated()
         with self.database.connect() as conn:
             for partition in partitions:
-                self.record(conn, partition, zone.read(*partition), live=live)
+                stored = filled(zone.read(*partition))
+                coverage = self.lake.raw().summary(*partition).coverage
+                _, state = self.look(partition, coverage, stored, now=self.clock.now_ms)
+                if not state.complete:
+                    self.record(conn, partition, stored, live=live, coverage=coverage)

@@ -1,7 +1,8 @@
 """A partition whose answers are complete, taken all the way: validated, judged, stored.
 
-The same work as that of the steps after ``raw_ohlcv``, in one go, so that each file is read once less
-often. Nothing is stored that the blocking check would refuse.
+The same work as that of the steps after ``raw_ohlcv``, in one go, so that each file is read less often.
+Nothing is stored that the blocking check would refuse. What the ledger says is left to the step: a day is
+done when its run has said so. So is a day that is not over, of which every verdict depends on the time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import dagster as dg
@@ -22,7 +24,6 @@ from crypto_pipeline.orchestration.ahead import (
     VALIDATED_CHECKS,
     DoneAhead,
 )
-from crypto_pipeline.orchestration.frames import Given
 from crypto_pipeline.orchestration.io_managers import TimescaleIOManager, ValidatedLakeIOManager
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
@@ -64,30 +65,41 @@ class OnwardResource:
             table, TimescaleIOManager
         ):
             raise TypeError("IO managers of somebody else's: see goes_on")
-        zone = self.lake.raw()
+        raw, files = self.lake.raw(), self.lake.validated()
         with self.database.connect() as conn, self.database.raw_locks() as lock:
 
             def take_on(partition: Partition, known: RawPartition | None) -> None:
-                with validated(partition, zone, conn, lock, known=known) as found:
-                    facts = archive.store(partition, found.given)
+                if not self.judge_raw.is_past(partition):
+                    return  # what is said of it now is not true of it later
+                with validated(partition, raw, conn, lock, known=known) as found:
+                    facts = archive.write(partition, found.given)
+                    versions = found.raw.version, files.version(*partition)
+                # What the file holds, not what was written to it.
+                candles, coverage = archive.read(partition), found.raw.coverage
+                judged = self.judge_raw(partition, found.raw, found.verdict)
+                del found  # not kept with the results
 
                 def stands() -> bool:
-                    return zone.version(*partition) == found.raw.version
+                    now = raw.version(*partition), files.version(*partition)
+                    return now == versions and None not in versions
 
-                def keep(step: str, result: object) -> None:
-                    self.done.keep(run_id, step, partition, result, stands)
-
-                keep(RAW_CHECKS, self.judge_raw(partition, found.raw, found.verdict))
+                keep = partial(self._keep, run_id, partition, stands)
+                schema = candle_schema(candles)
+                keep(RAW_CHECKS, judged)
                 keep(VALIDATED, facts)
-                schema = candle_schema(found.given.candles)
                 keep(VALIDATED_CHECKS, {"candle_schema": schema})
-                if not schema.passed:
-                    return
-                coverage, candles = found.raw.coverage, found.given.candles
-                keep(
-                    STORED,
-                    table.store(conn, partition, Given(candles), live=False, coverage=coverage),
-                )
-                keep(STORED_CHECKS, self.judge_stored(partition, conn, coverage, candles))
+                if schema.passed:
+                    keep(STORED, table.store(conn, partition, candles, coverage=coverage))
+                    keep(STORED_CHECKS, self.judge_stored.look(partition, conn, coverage, candles))
 
             yield take_on
+
+    def _keep(
+        self,
+        run_id: str,
+        partition: Partition,
+        stands: Callable[[], bool],
+        step: str,
+        result: object,
+    ) -> None:
+        self.done.keep(run_id, step, partition, result, stands)

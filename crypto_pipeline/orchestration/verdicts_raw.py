@@ -33,6 +33,11 @@ class RawJudge:
     config: PipelineConfig = field(repr=False)
     clock: ClockResource
 
+    def is_past(self, partition: Partition) -> bool:
+        """Whether all of the partition is due, so that verdicts do not change by waiting."""
+        end = day_start_ms(partition.day) + DAY_MS
+        return self.clock.now_ms >= end + self.config.live.max_lag_seconds * 1_000
+
     def __call__(
         self, partition: Partition, raw: RawPartition, verdict: Validation
     ) -> Mapping[str, Verdict]:

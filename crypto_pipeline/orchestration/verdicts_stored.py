@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 import dagster as dg
@@ -30,6 +31,15 @@ Runs = Mapping[Series, Intervals]
 
 
 @dataclass(frozen=True)
+class Look:
+    """What the archive and the table say of a partition: asked for, stored, validated."""
+
+    coverage: Coverage
+    stored: Runs
+    validated: Runs | None
+
+
+@dataclass(frozen=True)
 class StoredJudge:
     """What the checks of ``timescale_candles`` say of a partition."""
 
@@ -41,35 +51,54 @@ class StoredJudge:
         self,
         partition: Partition,
         conn: psycopg.Connection,
+        found: Look,
+    ) -> Mapping[str, Verdict]:
+        """A verdict for each check."""
+        exchange, day = partition
+        start, end = _bounds(partition)
+        checked = checked_at(conn, exchange=exchange, day=day)
+        now = checked or self.clock.now_ms
+        return {
+            "completeness": completeness(
+                self.ledger.look(partition, found.coverage, found.stored, now=now),
+                gaps(conn, exchange=exchange, start=start, end=end),
+            ),
+            "stored_equals_validated": stored_equals_validated(
+                found.stored, found.validated, partition
+            ),
+            "seconds_behind_now": seconds_behind_now(
+                found.coverage, found.stored, self.config, partition, self.clock.now_ms
+            ),
+        }
+
+    def look(
+        self,
+        partition: Partition,
+        conn: psycopg.Connection,
         coverage: Coverage,
         slots: pd.DataFrame | None,
-    ) -> Mapping[str, Verdict]:
-        """A verdict for each check, after a look at the table.
+    ) -> Look:
+        """Look at the table, beside what the archive says.
 
         Args:
             partition: to be judged.
             conn: an open connection.
-            coverage: what was asked for, by the archive.
+            coverage: what was asked for.
             slots: symbol, timeframe, open_time and final of the validated candles; None if the
                 partition was never validated.
         """
-        exchange, day = partition
-        series = self.config.exchanges[exchange].series
-        start, end = utc(day_start_ms(day)), utc(day_start_ms(day) + DAY_MS)
-        stored = stored_runs(conn, exchange=exchange, series=series, start=start, end=end)
-        checked = checked_at(conn, exchange=exchange, day=day)
-        return {
-            "completeness": completeness(
-                self.ledger.look(partition, coverage, stored, now=checked or self.clock.now_ms),
-                gaps(conn, exchange=exchange, start=start, end=end),
-            ),
-            "stored_equals_validated": stored_equals_validated(
-                stored, None if slots is None else filled(slots, series), partition
-            ),
-            "seconds_behind_now": seconds_behind_now(
-                coverage, stored, self.config, partition, self.clock.now_ms
-            ),
-        }
+        series = self.config.exchanges[partition.exchange].series
+        start, end = _bounds(partition)
+        return Look(
+            coverage,
+            stored_runs(conn, exchange=partition.exchange, series=series, start=start, end=end),
+            None if slots is None else filled(slots, series),
+        )
+
+
+def _bounds(partition: Partition) -> tuple[datetime, datetime]:
+    start = day_start_ms(partition.day)
+    return utc(start), utc(start + DAY_MS)
 
 
 def stored_equals_validated(stored: Runs, validated: Runs | None, partition: Partition) -> Verdict:

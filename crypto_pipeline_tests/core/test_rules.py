@@ -170,6 +170,7 @@ def test_the_frame_schema_against_the_oracle(given_rows: list[dict[str, Any]]) -
         lambda frame: frame.assign(fetched_at=pd.Series([pd.NaT], dtype=frame["fetched_at"].dtype)),
         lambda frame: frame.assign(run_id=pd.Series([None], dtype=frame["run_id"].dtype)),
         lambda frame: frame.assign(source=frame["source"].astype("str")),
+        lambda frame: frame.assign(timeframe=pd.Categorical(["soon"])),
         lambda frame: pd.concat([frame, frame[["open"]]], axis="columns"),
     ],
 )

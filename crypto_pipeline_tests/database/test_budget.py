@@ -125,6 +125,40 @@ def test_a_request_takes_its_weight_of_the_share(url: str) -> None:
         assert row(url, "next_at") - before == timedelta(milliseconds=2 * cost)
 
 
+def test_a_request_that_costs_nothing_waits_for_nobody(url: str) -> None:
+    """ccxt's `rateLimit: 0`, of an exchange whose cost nobody knows."""
+    assert acquire(url, cost_ms=0.0, times=20) < BUSY
+
+
+def test_close_places_are_taken_together_and_used_one_by_one(url: str) -> None:
+    """A statement a place is most of what a place costs, and the rate is the same without."""
+    statements = []
+
+    async def use(pacer: SharedBudget) -> list[float]:
+        take = pacer._take
+
+        async def counted(cost_ms: float, wanted: int) -> Any:
+            statements.append(wanted)
+            return await take(cost_ms, wanted)
+
+        pacer._take = counted  # type: ignore[method-assign]
+        went: list[float] = []
+
+        async def work() -> None:
+            for _ in range(10):
+                await pacer.acquire(20.0)
+                went.append(time.monotonic())
+
+        await asyncio.gather(*(work() for _ in range(8)))
+        return went
+
+    went = using(url, use, share=0.9)
+    assert sum(statements) >= len(went) == 80
+    assert len(statements) < 30
+    assert most_within([int(at * 1e9) for at in went], 1) <= 50
+    assert went[-1] - went[0] >= 79 * 0.02 / 0.9 * 0.95
+
+
 def test_time_nobody_used_is_no_credit(url: str) -> None:
     """After a quiet hour a run must not send an hour's requests in a second."""
     put(url, next_at="clock_timestamp() - interval '1 hour'")

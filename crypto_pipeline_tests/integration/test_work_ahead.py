@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from datetime import date, timedelta
+from typing import Any
 
 import dagster as dg
+import pandas as pd
 import pytest
 
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
-from crypto_pipeline.orchestration import onward
+from crypto_pipeline.core.validation import Validation
+from crypto_pipeline.corridor.collect import Collected, Collection
+from crypto_pipeline.errors import LakeError
+from crypto_pipeline.lake.storage import LakeStorage
+from crypto_pipeline.orchestration import assets, onward, validating
 from crypto_pipeline.orchestration.check_results import Verdict
 from crypto_pipeline.orchestration.jobs import OHLCV_JOB
 from crypto_pipeline.orchestration.tags import RANGE_END, RANGE_START
@@ -21,6 +30,7 @@ from crypto_pipeline_tests.pipelines import Pipeline, results
 FIRST, DAYS = date(2024, 3, 5), 6
 SPAN = f"{FIRST}|binance", f"{FIRST + timedelta(DAYS - 1)}|binance"
 LATE = 8.0
+HOUR_MS = 3_600_000
 
 _FAIL_ONCE = """
 CREATE SEQUENCE attempts;
@@ -134,3 +144,95 @@ def test_what_the_blocking_check_refuses_is_not_stored_ahead(
         check.passed for (name, _), check in results(done).items() if name == "candle_schema"
     )
     assert stored(candles) == set()
+
+
+@pytest.mark.parametrize("how", ["dropped", "cut"])
+def test_a_file_that_was_written_badly_is_noticed(
+    candles: Pipeline, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Judged is what the archive holds, not what was given to it."""
+    write = LakeStorage.write
+
+    def bad(self: LakeStorage, name: str, content: bytes, **named: Any) -> None:
+        if name.startswith("validated/") and str(FIRST + timedelta(1)) in name:
+            if how == "dropped":
+                return
+            content = content[: len(content) // 2]
+        write(self, name, content, **named)
+
+    monkeypatch.setattr(LakeStorage, "write", bad)
+    assert not candles.run(*SPAN, may_fail=True).success
+
+
+def test_today_is_judged_when_its_step_comes(
+    candles: Pipeline, simulator: SimulatorHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another exchange of the range takes three hours: what was fresh then is not complete now."""
+    last = FIRST + timedelta(DAYS - 1)
+    simulator.control.set_clock(starts_at=day_start_ms(last) + 10 * HOUR_MS)
+    collect = assets._collect_each
+    late = [0]
+    now = Pipeline.now.fget
+    assert now is not None
+    monkeypatch.setattr(Pipeline, "now", property(lambda self: now(self) + late[0]))
+
+    def slow(*arguments: Any) -> None:
+        collect(*arguments)
+        late[0] = 3 * HOUR_MS
+
+    monkeypatch.setattr(assets, "_collect_each", slow)
+    judged = results(candles.run(*SPAN, may_fail=True))
+    today = f"{last}|binance"
+    for name in ("every_request_answered", "completeness", "seconds_behind_now"):
+        assert not judged[name, today].passed, name
+    assert judged["completeness", SPAN[0]].passed
+
+
+def test_days_of_a_run_that_dies_are_done_again(
+    candles: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stored ahead, but no step said so: they are not green, and the sensor must know."""
+    run = Collection.run
+
+    async def dies(self: Collection) -> Collected:
+        await run(self)
+        await asyncio.sleep(3)
+        raise LakeError("the store is away", hint="see to it.", rerun_helps=True)
+
+    monkeypatch.setattr(Collection, "run", dies)
+    assert not candles.run(*SPAN, may_fail=True).success
+    assert stored(candles)
+    monkeypatch.setattr(Collection, "run", run)
+    now = Pipeline.now.fget
+    assert now is not None
+    monkeypatch.setattr(Pipeline, "now", property(lambda self: now(self) + 8 * HOUR_MS))
+    assert [healed.success for healed in candles.heal()] == [True]
+    for asset in ("raw_ohlcv", "validated_ohlcv", "timescale_candles"):
+        green = candles.instance.get_materialized_partitions(dg.AssetKey(asset))
+        assert len(green) == DAYS, asset
+    assert candles.candles().equals(truth(candles))
+
+
+def test_no_frame_outlives_its_day(candles: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A month of frames that wait for their steps would be a month in memory."""
+    frames: list[weakref.ref[pd.DataFrame]] = []
+    validate = validating.validate
+
+    def seen(observations: pd.DataFrame, *, day: date) -> Validation:
+        verdict = validate(observations, day=day)
+        frames.extend(map(weakref.ref, (observations, verdict.candles)))
+        return verdict
+
+    alive: list[int] = []
+    collect = assets._collect_each
+
+    def collected(*arguments: Any) -> None:
+        collect(*arguments)
+        gc.collect()
+        alive.append(sum(frame() is not None for frame in frames))
+
+    monkeypatch.setattr(validating, "validate", seen)
+    monkeypatch.setattr(assets, "_collect_each", collected)
+    assert candles.run(*SPAN).success
+    assert len(frames) == 2 * DAYS
+    assert alive == [0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date, timedelta
 
@@ -136,3 +137,33 @@ def test_what_cannot_be_opened_is_told() -> None:
     with in_background(opened, failed=told.append) as submit:
         submit(FIRST, None)
     assert [str(error) for error in told] == ["away"]
+
+
+def test_a_run_that_is_stopped_while_it_waits_leaves_the_rest_undone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Dagster stops a run by an exception wherever its main thread is; here: at the end."""
+    work = Work()
+    work.may_go.clear()
+    pool: list[ThreadPoolExecutor] = []
+
+    def shutdown(self: ThreadPoolExecutor, **named: bool) -> None:
+        pool.append(self)
+        if len(pool) == 1:
+            raise KeyboardInterrupt
+        work.may_go.set()
+        real(self, **named)
+
+    def stopped() -> None:
+        with in_background(work.opened, failed=work.told.append) as submit:
+            for partition in DAYS:
+                submit(partition, None)
+            while not work.did:
+                time.sleep(0.01)
+
+    real = ThreadPoolExecutor.shutdown
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert len(work.did) <= THREADS + 1
+    assert work.closed == work.was_opened
