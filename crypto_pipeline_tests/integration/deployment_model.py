@@ -22,6 +22,7 @@ from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
 from crypto_pipeline.core.validation import validate
 from crypto_pipeline.corridor.collect import Collection
+from crypto_pipeline.corridor.completeness import filled
 from crypto_pipeline.database.candle_writer import replace_live_candles, upsert_candles
 from crypto_pipeline.database.rejected_writer import record_rejected
 from crypto_pipeline.errors import CryptoPipelineError
@@ -154,7 +155,7 @@ class Deployment:
             )
             self._write()
             replace_live_candles(conn, candles[~candles["final"]], exchange=partition.exchange)
-            self.ledger.record(conn, partition, final, live=live)
+            self.ledger.record(conn, partition, filled(final), live=live)
 
     # Crashes
 

@@ -20,7 +20,7 @@ import psutil
 from crypto_pipeline.database import candle_writer, gap_writer
 from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
 from crypto_pipeline.lake import storage
-from crypto_pipeline.orchestration import checks, io_managers
+from crypto_pipeline.orchestration import io_managers, verdicts_stored
 from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline_tests.pipelines import Pipeline
 
@@ -98,7 +98,7 @@ MOMENTS: dict[str, Seam | MidCopy] = {
     "after commit": Seam(io_managers, "replace_live_candles"),
     "between candles and ledger": Seam(io_managers, "replace_live_candles", after=True),
     "in the ledger's transaction": Seam(gap_writer, "note_answered"),
-    "during the checks": Seam(checks, "gaps"),
+    "during the checks": Seam(verdicts_stored, "gaps"),
 }
 
 
