@@ -79,20 +79,34 @@ class Chaos:
 
     def kill_a_run(self) -> str:
         """In the seconds in which runs are there: at any point of theirs."""
-        deadline = time.monotonic() + 60
+        run = self._chance.choice(self._runs() or [None])
+        if run is None:
+            return "there was none"
+        time.sleep(self._chance.uniform(0, 1.5))  # longer than a minute run takes by itself
+        with suppress(psutil.NoSuchProcess):
+            run.kill()
+            return f"run {run.pid}"
+        return f"run {run.pid} had just ended"
+
+    def kill_all_runs(self) -> str:
+        runs = self._runs()
+        time.sleep(self._chance.uniform(0, 0.5))
+        for run in runs:
+            with suppress(psutil.NoSuchProcess):
+                run.kill()
+        return f"{len(runs)} runs"
+
+    def _runs(self) -> list[psutil.Process]:
+        """Those there are as soon as there are any."""
+        deadline = time.monotonic() + 65
         while time.monotonic() < deadline:
-            runs = self._deployment.by_role().get("run", [])
-            if runs:
-                time.sleep(self._chance.uniform(0, 4))
-                run = self._chance.choice(runs)
-                with suppress(psutil.NoSuchProcess):
-                    run.kill()
-                return f"run {run.pid}"
-            time.sleep(0.05)
-        return "there was none"
+            if runs := self._deployment.by_role().get("run"):
+                return runs
+            time.sleep(0.1)
+        return []
 
     def stop_runs(self) -> str:
-        runs = self._deployment.by_role().get("run", [])
+        runs = self._runs()
         for run in runs:
             with suppress(psutil.NoSuchProcess):
                 run.suspend()
@@ -196,13 +210,14 @@ class Chaos:
 FAULTS: dict[str, Callable[[Chaos], str]] = {
     "kill a run": Chaos.kill_a_run,
     "kill a run again": Chaos.kill_a_run,
-    "kill all runs": lambda chaos: chaos.kill("run"),
+    "kill all runs": Chaos.kill_all_runs,
     "stop runs": Chaos.stop_runs,
     "kill code server": lambda chaos: chaos.kill("code server"),
     "kill code server proxy": lambda chaos: chaos.kill("code server proxy"),
     "kill code servers and runs": lambda chaos: chaos.kill(
         "run", "code server proxy", "code server"
     ),
+    "kill nursery": lambda chaos: chaos.kill("nursery"),
     "kill daemon": lambda chaos: chaos.kill("daemon"),
     "kill webserver": lambda chaos: chaos.kill("webserver"),
     "kill dagster dev": lambda chaos: chaos.kill("dagster dev"),

@@ -21,7 +21,15 @@ MEMORY_MB_PER_HOUR = 100.0
 FILES_PER_HOUR = 30.0
 
 SIZES = "SELECT datname, pg_database_size(datname) FROM pg_database"
-LONG_LIVED = ("up", "dagster dev", "daemon", "webserver", "code server", "code server proxy")
+LONG_LIVED = (
+    "up",
+    "dagster dev",
+    "daemon",
+    "nursery",
+    "webserver",
+    "code server",
+    "code server proxy",
+)
 
 
 class Samples:

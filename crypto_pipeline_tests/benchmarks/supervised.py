@@ -101,7 +101,8 @@ class Supervised:
             line = " ".join(_try(process.cmdline) or [])
             for words, role in ROLES.items():
                 if words in line:
-                    found.setdefault(role, []).append(process)
+                    forked = role == "nursery" and _is_forked(process)
+                    found.setdefault("run" if forked else role, []).append(process)
                     break
         if self.process is not None and self.process.poll() is None:
             found["up"] = [psutil.Process(self.process.pid)]
@@ -132,13 +133,18 @@ class Supervised:
 
 
 ROLES = {
-    "multiprocessing.spawn": "run",
+    "orchestration.nursery": "nursery",
     "code-server start": "code server proxy",
     "api grpc": "code server",
     "dagster_webserver": "webserver",
     "dagster._daemon": "daemon",
     "dagster dev": "dagster dev",
 }
+
+
+def _is_forked(process: psutil.Process) -> bool:
+    """A run is a nursery by its command; but it reads nothing from its input."""
+    return bool(_try(Path(f"/proc/{process.pid}/fd/0").readlink) == Path(os.devnull))
 
 
 def _try(call: Callable[[], Any]) -> Any:
