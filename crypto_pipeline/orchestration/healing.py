@@ -18,7 +18,13 @@ from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.planning import LONGEST_PAUSE_MS
 from crypto_pipeline.core.timeframes import DAY_MS, MINUTE_MS, day_start_ms, to_ms
 from crypto_pipeline.database.exchange_states import back_at
-from crypto_pipeline.database.gap_reader import due_days, live_since, partition_states
+from crypto_pipeline.database.gap_reader import (
+    complete_days,
+    due_days,
+    live_since,
+    partition_states,
+)
+from crypto_pipeline.orchestration.ahead import STORED
 from crypto_pipeline.orchestration.partitions import Partition, partition_key, partitions_of
 from crypto_pipeline.orchestration.resources import ClockResource, DatabaseResource
 from crypto_pipeline.orchestration.schedules import UNDER_WAY
@@ -27,6 +33,8 @@ from crypto_pipeline.orchestration.tags import HEALS_TAG, RANGE_END, RANGE_START
 SENSOR: Final = "heal_ohlcv"
 _EVERY_SECONDS: Final = 30
 _RECENT: Final = 10
+#: Whoever removes all records of days that are older is not asked to have them made again.
+_OF_LATE: Final = timedelta(days=1)
 
 
 def build_sensor(
@@ -53,7 +61,9 @@ def build_sensor(
                 reason = _in_the_way(context.instance, conn, exchange, clock.now())
                 if reason is None:
                     busy = _busy_days(context.instance, partitions, exchange)
-                    due = [d for d in _due(conn, config, exchange, clock.now()) if d not in busy]
+                    found = _due(conn, config, exchange, clock.now())
+                    found += _never_said(context.instance, conn, exchange, clock.now())
+                    due = [day for day in sorted(set(found)) if day not in busy]
                     if due:
                         yield _request(config, exchange, due, clock.now())
                         continue
@@ -87,6 +97,23 @@ def _due(
             if to_ms(now) >= end + looked_at and (state is None or state.checked_at < end + lag):
                 days.add(day)
     return sorted(day for day in days if start <= day < today)
+
+
+def _never_said(
+    instance: dg.DagsterInstance, conn: psycopg.Connection, exchange: str, now: datetime
+) -> list[date]:
+    """Days before today that the ledger found complete of late, and no run ever materialized.
+
+    A run that fails or dies after it has stored a day leaves one that is complete and not green; no
+    answer is missing, so a run over it asks for nothing.
+    """
+    days = complete_days(conn, exchange=exchange, found_since=now - _OF_LATE)
+    days = [day for day in days if day < now.astimezone(UTC).date()]
+    keys = {partition_key(exchange, day) for day in days}
+    said = keys and instance.get_latest_storage_id_by_partition(
+        dg.AssetKey(STORED), dg.DagsterEventType.ASSET_MATERIALIZATION, keys
+    )
+    return [day for day in days if partition_key(exchange, day) not in said]
 
 
 def _request(

@@ -18,6 +18,7 @@ from crypto_pipeline.database.exchange_states import note_answered
 from crypto_pipeline.orchestration.build import build_defs
 from crypto_pipeline.orchestration.healing import SENSOR
 from crypto_pipeline.orchestration.jobs import OHLCV_JOB
+from crypto_pipeline.orchestration.partitions import partition_key
 from crypto_pipeline.orchestration.resources import ClockResource
 from crypto_pipeline.orchestration.tags import EXCHANGE_TAG, HEALS_TAG, RANGE_END, RANGE_START
 from crypto_pipeline.settings import CONFIG, DATABASE_URL, HOME, read_settings
@@ -80,10 +81,24 @@ class Sensor:
         return str(reason.skip_message)
 
     def record(
-        self, *days: int, cause: str = "", exchange: str = "binance", **changes: Any
+        self,
+        *days: int,
+        cause: str = "",
+        exchange: str = "binance",
+        said: bool = True,
+        **changes: Any,
     ) -> None:
-        """Days of March as the ledger has them; with a cause its first ten minutes are missing."""
+        """Days of March as the ledger has them; with a cause its first ten minutes are missing.
+
+        ``said``: a run materialized them.
+        """
         for day in map(march, days):
+            if said:
+                self.instance.report_runless_asset_event(
+                    dg.AssetMaterialization(
+                        "timescale_candles", partition=partition_key(exchange, day)
+                    )
+                )
             looked = day_start_ms(day) + 2 * DAY_MS
             state = {"live": True, "checked_at": looked, "answered_at": None}
             found = []
@@ -166,6 +181,24 @@ def test_a_failed_day_is_due_at_once_when_the_exchange_is_back(sensor: Sensor) -
     assert sensor.asked() is None
     note_answered(sensor.conn, exchange="binance", at=to_ms(sensor.now))
     assert sensor.asked() == ("03-18", "03-18")
+
+
+def test_a_complete_day_that_no_run_materialized_is_due(sensor: Sensor) -> None:
+    """A run stored the day and failed on another: complete, and grey for ever."""
+    of_late: dict[str, Any] = {"checked_at": to_ms(sensor.now), "live": False}
+    sensor.record(14, 15, 16, 17, 18, **of_late)
+    sensor.record(16, 17, said=False, exchange="kraken", **of_late)
+    sensor.record(18, exchange="kraken", **of_late)
+    assert sensor.asked() is None
+    assert sensor.asked("kraken") == ("03-16", "03-17")
+    sensor.run("STARTED", **{RANGE_START: "2024-03-16|kraken", RANGE_END: "2024-03-17|kraken"})
+    assert sensor.asked("kraken") is None
+
+
+def test_records_that_somebody_removed_are_not_made_again(sensor: Sensor) -> None:
+    long_ago = to_ms(sensor.now - timedelta(days=2))
+    sensor.record(16, 17, said=False, checked_at=long_ago, live=False)
+    assert sensor.asked() is None
 
 
 def test_days_never_collected_are_due_since_the_schedule_first_ran(sensor: Sensor) -> None:
