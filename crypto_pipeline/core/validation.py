@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from crypto_pipeline.core.answers import as_received
 from crypto_pipeline.core.candles import VALUES, as_candles, ranks
+from crypto_pipeline.core.rows import as_received
 from crypto_pipeline.core.rules import (
     DUPLICATE,
     NO_TIME,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ from crypto_pipeline.core.intervals import Interval
 from crypto_pipeline.core.observations import merge
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
 from crypto_pipeline.corridor.bridging import bridge_days
+from crypto_pipeline.corridor.collected import Collected, CollectedDay, OnDay
 from crypto_pipeline.corridor.day_book import DayBook
 from crypto_pipeline.corridor.failures import markets_unknown, nothing_answered
 from crypto_pipeline.corridor.lives import Lives
@@ -39,39 +39,6 @@ GIVE_UP_AFTER: Final = 8
 
 #: Rows of answers that wait to become columns, at most: those of a hostile exchange may be large.
 _WAITING_ROWS: Final = 100_000
-
-
-@dataclass(kw_only=True)
-class CollectedDay:
-    """What a run did to one partition."""
-
-    requests: int = 0
-    rows: int = 0
-    observations: int = 0
-    failed: list[FailedRequest] = field(default_factory=list)
-
-    @property
-    def not_asked(self) -> int:
-        """Requests that were left out after others had failed."""
-        return sum(not entry.asked for entry in self.failed)
-
-
-@dataclass
-class Collected:
-    """What a run did, by partition. ``not_asked``: requests left out after it gave up."""
-
-    days: dict[date, CollectedDay] = field(default_factory=dict)
-    failed: list[FailedRequest] = field(default_factory=list)
-    answered: int = 0
-
-    @property
-    def not_asked(self) -> int:
-        """Requests that were left out after others had failed."""
-        return sum(not entry.asked for entry in self.failed)
-
-
-#: Told of a partition that has all that a run asked for it.
-OnDay = Callable[[date, CollectedDay, RawPartition | None], None]
 
 
 class Collection:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from crypto_pipeline.core.answers import CCXT_LAYOUT, Layout, as_received
+from crypto_pipeline.core.rows import CCXT_LAYOUT, Layout, as_received
 
 
 class Layouts:

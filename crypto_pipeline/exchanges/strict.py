@@ -22,8 +22,8 @@ from typing import Any, Final
 import ccxt.async_support
 import orjson
 
-from crypto_pipeline.core.answers import as_received
 from crypto_pipeline.core.pacing import Pacer
+from crypto_pipeline.core.rows import as_received
 from crypto_pipeline.errors import BadAnswer, ConfigError, ExchangeUnavailable
 from crypto_pipeline.exchanges.bounded import HINT, Bound, bounded_session
 from crypto_pipeline.redaction import redacted

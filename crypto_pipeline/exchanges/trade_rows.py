@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crypto_pipeline.core.answers import as_received
+from crypto_pipeline.core.rows import as_received
 from crypto_pipeline.errors import BadAnswer
 
 Ints = npt.NDArray[np.int64]

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from crypto_pipeline.core.answers import as_received
+from crypto_pipeline.core.rows import as_received
 from crypto_pipeline.core.timeframes import utc
 from crypto_pipeline.errors import BadAnswer
 from crypto_pipeline.exchanges.strict import CURRENT, Exchanged

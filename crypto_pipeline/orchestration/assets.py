@@ -19,7 +19,8 @@ import dagster as dg
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.pacing import Pacer
 from crypto_pipeline.core.planning import asked_just_now, resting, settling_ms
-from crypto_pipeline.corridor.collect import CollectedDay, Collection
+from crypto_pipeline.corridor.collect import Collection
+from crypto_pipeline.corridor.collected import CollectedDay
 from crypto_pipeline.corridor.garbage import rare_collections
 from crypto_pipeline.corridor.plan import Resting
 from crypto_pipeline.corridor.requests import FailedRequest

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from crypto_pipeline.core.answers import CCXT_LAYOUT, Answer, Layout
+from crypto_pipeline.core.answers import Answer
 from crypto_pipeline.core.candles import OBSERVATION_DTYPES, VALUES, empty_observations
 from crypto_pipeline.core.intervals import Interval
+from crypto_pipeline.core.rows import CCXT_LAYOUT, Layout
 from crypto_pipeline.core.rules import NO_TIME, times_ms
 from crypto_pipeline.core.timeframes import DAY_MS, MINUTE_MS, day_start_ms
 

@@ -11,14 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crypto_pipeline.core.answers import (
-    CCXT_LAYOUT,
-    Layout,
-    observations_of,
-    observations_of_all,
-    settled_before,
-)
+from crypto_pipeline.core.answers import observations_of, observations_of_all, settled_before
 from crypto_pipeline.core.candles import OBSERVATION_DTYPES, VALUES, concat
+from crypto_pipeline.core.rows import CCXT_LAYOUT, Layout
 from crypto_pipeline.core.timeframes import DAY_MS, MINUTE_MS
 from crypto_pipeline_tests.core.builders import T0, answer, records
 

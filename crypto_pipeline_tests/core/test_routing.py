@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crypto_pipeline.core.answers import CCXT_LAYOUT, Answer
+from crypto_pipeline.core.answers import Answer
 from crypto_pipeline.core.intervals import Interval
 from crypto_pipeline.core.routing import UNASKED, home_days
+from crypto_pipeline.core.rows import CCXT_LAYOUT
 from crypto_pipeline.core.rules import NO_TIME
 from crypto_pipeline.core.timeframes import DAY_MS, MINUTE_MS
 from crypto_pipeline_tests.core.builders import T0

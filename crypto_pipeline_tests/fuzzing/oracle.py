@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, NamedTuple
 
-from crypto_pipeline.core.answers import as_received
+from crypto_pipeline.core.rows import as_received
 
 DAY: Final = 86_400_000
 _YEAR_10000: Final = 253_402_300_800_000

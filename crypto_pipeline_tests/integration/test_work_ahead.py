@@ -17,7 +17,8 @@ import pytest
 
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
 from crypto_pipeline.core.validation import Validation
-from crypto_pipeline.corridor.collect import Collected, Collection
+from crypto_pipeline.corridor.collect import Collection
+from crypto_pipeline.corridor.collected import Collected
 from crypto_pipeline.errors import LakeError
 from crypto_pipeline.lake.storage import LakeStorage
 from crypto_pipeline.orchestration import assets, onward, validating

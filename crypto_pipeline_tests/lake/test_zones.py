@@ -16,11 +16,12 @@ import pandas as pd
 import pyarrow.dataset as ds
 import pytest
 
-from crypto_pipeline.core.answers import CCXT_LAYOUT, Answer, observations_of
+from crypto_pipeline.core.answers import Answer, observations_of
 from crypto_pipeline.core.candles import as_candles, empty_observations
 from crypto_pipeline.core.coverage import Coverage, Series
 from crypto_pipeline.core.intervals import Interval
 from crypto_pipeline.core.observations import merge
+from crypto_pipeline.core.rows import CCXT_LAYOUT
 from crypto_pipeline.core.timeframes import DAY_MS, MINUTE_MS, day_start_ms
 from crypto_pipeline.errors import DatabaseError, LakeError
 from crypto_pipeline.lake.parquet import to_parquet
