@@ -43,10 +43,12 @@ soak: install
 faults: install
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.soak --minutes $(MINUTES) --seed $(SEED)
 
-# Figures of each as JSON in build/bench. A quarter of an hour; docs/performance.md says what they mean.
+# Figures of each as JSON in build/bench. Twenty minutes; docs/performance.md says what they mean.
 bench: install
 	mkdir -p build/bench
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.backfill --naive --json build/bench/backfill.json
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.backfill --paced --rounds 1 --json build/bench/paced.json
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.backfill --growth --days 8 --rounds 1 --json build/bench/growth.json
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.store --million 5 --json build/bench/store.json
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.budget --seconds 20 --json build/bench/budget.json
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.minute --minutes 3 --json build/bench/minute.json
