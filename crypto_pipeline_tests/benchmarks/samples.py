@@ -38,7 +38,10 @@ class Samples:
     def __init__(self, deployment: Supervised) -> None:
         self._deployment = deployment
         self._next = 0.0
-        self._processes: dict[tuple[str, int], list[tuple[float, float, int]]] = defaultdict(list)
+        # By when it began, too: pids come again.
+        self._processes: dict[tuple[str, int, float], list[tuple[float, float, int]]] = defaultdict(
+            list
+        )
         self._databases: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
     def take(self) -> None:
@@ -51,9 +54,10 @@ class Samples:
             for process in processes if role in LONG_LIVED else ():
                 try:
                     files, memory = process.num_fds(), process.memory_info().rss / 1e6
+                    began = process.create_time()
                 except psutil.Error:
                     continue
-                self._processes[role, process.pid].append((now, memory, files))
+                self._processes[role, process.pid, began].append((now, memory, files))
         try:
             for name, size in self._deployment.rows(SIZES):
                 self._databases[name].append((now, size / 1e6))
@@ -63,7 +67,7 @@ class Samples:
     def figures(self) -> dict[str, Any]:
         """By role, of the process that lived longest; ``grows`` names what grew more than it may."""
         longest: dict[str, list[tuple[float, float, int]]] = {}
-        for (role, _), samples in self._processes.items():
+        for (role, *_), samples in self._processes.items():
             if _length(samples) > _length(longest.get(role, samples[:1])):
                 longest[role] = samples
         processes, grows = {}, []
