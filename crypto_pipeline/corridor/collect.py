@@ -266,6 +266,7 @@ class Collection:
                 merge(before.observations, rows),
                 before.coverage if findings is None else findings(before.coverage),
             ),
+            versioned=len(self._days) > 1,  # of a single one nobody asks whether it still stands
         )
         self._coverage[day] = partition.coverage
         tally.observations = len(partition.observations)
@@ -278,12 +279,14 @@ def _first(errors: BaseExceptionGroup[CryptoPipelineError]) -> CryptoPipelineErr
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-async def _to_its_end(call: Callable[..., RawPartition], *arguments: Any) -> RawPartition:
+async def _to_its_end(
+    call: Callable[..., RawPartition], *arguments: Any, **named: Any
+) -> RawPartition:
     """Run a blocking call in a thread, and wait for its end even when cancelled.
 
     The partition's lock is let go of by who took it: a write must not go on without it.
     """
-    running = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+    running = asyncio.ensure_future(asyncio.to_thread(call, *arguments, **named))
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

@@ -36,7 +36,7 @@ PartitionLock = Callable[[str, date], AbstractContextManager[LastCheck | None]]
 class RawPartition:
     """Everything the lake knows of an exchange's day: observations, and what was asked.
 
-    ``version``: of the file it was read from or written to, see :meth:`RawZone.version`.
+    ``version``: of the file it was written to, if that was asked for; see :meth:`RawZone.version`.
     """
 
     observations: pd.DataFrame = field(default_factory=empty_observations)
@@ -66,13 +66,12 @@ class RawZone:
             LakeError: the file cannot be read.
         """
         name = _name("raw", exchange, day)
-        version = self._storage.version(name)  # if it is replaced now, this one is out of date
         content = self._storage.read(name)
         if content is None:
             return RawPartition()
         where = self._storage.where(name)
         frame, notes = from_parquet(content, OBSERVATION_DTYPES, where=where)
-        return RawPartition(frame, _coverage(notes, where=where), version)
+        return RawPartition(frame, _coverage(notes, where=where))
 
     def summary(self, exchange: str, day: date) -> RawSummary:
         """How many observations the partition holds and what was asked for, without reading them.
@@ -93,9 +92,16 @@ class RawZone:
         return self._storage.version(_name("raw", exchange, day))
 
     def update(
-        self, exchange: str, day: date, change: Callable[[RawPartition], RawPartition]
+        self,
+        exchange: str,
+        day: date,
+        change: Callable[[RawPartition], RawPartition],
+        *,
+        versioned: bool = False,
     ) -> RawPartition:
         """Replace the partition by a function of itself, as one step that others wait for.
+
+        ``versioned``: tell its new version, which is one more request to an object store.
 
         Raises:
             LakeError: the file cannot be read or written; it stands as it was.
@@ -111,7 +117,7 @@ class RawZone:
                 ),
                 last_check=still_ours or _nothing,
             )
-            version = self.version(exchange, day)
+            version = self.version(exchange, day) if versioned else None
         return replace(partition, version=version)
 
     def where(self, exchange: str, day: date) -> str:

@@ -14,11 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from crypto_pipeline.lake.zones import RawPartition
 from crypto_pipeline.orchestration.parallel import THREADS
 from crypto_pipeline.orchestration.partitions import Partition
+
+Result = TypeVar("Result")
 
 #: The steps whose work can be done ahead, as Dagster names them.
 RAW_CHECKS: Final = "raw_checks"
@@ -50,13 +52,18 @@ class DoneAhead:
             del self._runs[next(iter(self._runs))]
         self._runs.setdefault(run_id, {})[step, partition] = result, stands
 
-    def take(self, run_id: str, step: str, partition: Partition) -> Any | None:
-        """What was done, once; None if nothing was, or it does not stand any more."""
+    def take(
+        self, run_id: str, step: str, partition: Partition, otherwise: Callable[[], Result]
+    ) -> Result:
+        """What was done, once; what ``otherwise`` makes if nothing was, or it does not stand any more."""
         results = self._runs.get(run_id, {})
-        result, stands = results.pop((step, partition), (None, bool))
+        found = results.pop((step, partition), None)
         if not results:
             self._runs.pop(run_id, None)
-        return result if result is not None and stands() else None
+        if found is None:
+            return otherwise()
+        result, stands = found
+        return cast("Result", result) if stands() else otherwise()
 
 
 #: What one thread does with a partition, given what the archive holds of it, if that is at hand.

@@ -8,7 +8,7 @@ with a candle is in :mod:`crypto_pipeline.corridor` and :mod:`crypto_pipeline.co
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from datetime import date
 from itertools import groupby
@@ -215,14 +215,10 @@ def _collect(
         context.log.info(f"{exchange}: later steps begin when this one ends, because {error}")
 
     claimed = nullcontext() if live else database.claimed(exchange, days, waiting=waiting)
-    with ExitStack() as stack:
-        stack.enter_context(claimed)
-        stack.enter_context(rare_collections())
-        take_on: Work = lambda partition, known: None  # noqa: E731
-        if onward.goes_on(context):
-            take_on = stack.enter_context(
-                in_background(lambda: onward.opened(context.run.run_id), failed=not_ahead)
-            )
+    ahead: AbstractContextManager[Work] = nullcontext(lambda partition, known: None)
+    if onward.goes_on(context):
+        ahead = in_background(lambda: onward.opened(context.run.run_id), failed=not_ahead)
+    with claimed, rare_collections(), ahead as take_on:
         asyncio.run(collect())
 
 

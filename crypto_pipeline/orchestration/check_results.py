@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -21,7 +20,6 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (  # n
     AssetCheckEvaluationTargetMaterializationData,
 )
 
-from crypto_pipeline.orchestration.ahead import DoneAhead
 from crypto_pipeline.orchestration.failures import told_to_dagster
 from crypto_pipeline.orchestration.parallel import in_threads
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
@@ -45,35 +43,25 @@ JudgeOpener = Callable[[], AbstractContextManager[Judge]]
 
 
 def evaluations(
-    context: dg.AssetCheckExecutionContext,
-    specs: Sequence[dg.AssetCheckSpec],
-    opened: JudgeOpener,
-    *,
-    done: DoneAhead | None = None,
+    context: dg.AssetCheckExecutionContext, specs: Sequence[dg.AssetCheckSpec], opened: JudgeOpener
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
-    """Judge every partition of the run, or take what ``done`` has of it.
-
-    All specs are about the same asset.
+    """Judge every partition of the run; all specs are about the same asset.
 
     Descriptions are Markdown to the UI: what comes from outside goes into metadata, or through
     :func:`~crypto_pipeline.plaintext.in_markdown`.
     """
     with told_to_dagster():
-        yield from _evaluated(context, specs, opened, done or DoneAhead())
+        yield from _evaluated(context, specs, opened)
 
 
 def _evaluated(
-    context: dg.AssetCheckExecutionContext,
-    specs: Sequence[dg.AssetCheckSpec],
-    opened: JudgeOpener,
-    done: DoneAhead,
+    context: dg.AssetCheckExecutionContext, specs: Sequence[dg.AssetCheckSpec], opened: JudgeOpener
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
     op = context.op_execution_context
     selected = [spec for spec in specs if spec.key in context.selected_asset_check_keys]
     partitions = partitions_of(op.partition_keys)
     judged = _judged_materializations(context.instance, specs[0].asset_key, partitions)
-    take = partial(done.take, op.run_id, op.op_handle.name)
-    for partition, verdicts in in_threads(partitions, opened, done=take):
+    for partition, verdicts in in_threads(partitions, opened):
         for spec in selected:
             verdict = verdicts[spec.name]
             yield dg.AssetCheckEvaluation(

@@ -8,13 +8,14 @@ Which checks there are belongs here; what they ask is in :mod:`.verdicts_raw` an
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Final
 
 import dagster as dg
 
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.validation import validate
-from crypto_pipeline.orchestration.ahead import STORED_CHECKS
+from crypto_pipeline.orchestration.ahead import RAW_CHECKS, STORED_CHECKS, VALIDATED_CHECKS
 from crypto_pipeline.orchestration.check_results import Judge, Verdict, evaluations
 from crypto_pipeline.orchestration.onward import OnwardResource
 from crypto_pipeline.orchestration.partitions import Partition
@@ -86,12 +87,17 @@ def build_checks(
         onward: dg.ResourceParam[OnwardResource],
     ) -> Results:
         zone = lake.raw()
+        take = partial(onward.done.take, context.op_execution_context.run_id)
 
         def judge(partition: Partition) -> Mapping[str, Verdict]:
             raw = zone.read(*partition)
             return onward.judge_raw(partition, raw, validate(raw.observations, day=partition.day))
 
-        yield from evaluations(context, raw_specs, lambda: nullcontext(judge), done=onward.done)
+        yield from evaluations(
+            context,
+            raw_specs,
+            lambda: nullcontext(lambda one: take(RAW_CHECKS, one, lambda: judge(one))),
+        )
 
     @dg.multi_asset_check(specs=validated_specs, can_subset=True)
     def validated_checks(
@@ -100,13 +106,13 @@ def build_checks(
         onward: dg.ResourceParam[OnwardResource],
     ) -> Results:
         zone = lake.validated()
+        take = partial(onward.done.take, context.op_execution_context.run_id)
 
         def judge(partition: Partition) -> Mapping[str, Verdict]:
-            return {"candle_schema": candle_schema(zone.read(*partition))}
+            schema = take(VALIDATED_CHECKS, partition, lambda: candle_schema(zone.read(*partition)))
+            return {"candle_schema": schema}
 
-        yield from evaluations(
-            context, validated_specs, lambda: nullcontext(judge), done=onward.done
-        )
+        yield from evaluations(context, validated_specs, lambda: nullcontext(judge))
 
     @dg.multi_asset_check(specs=stored_specs, can_subset=True)
     def timescale_checks(
@@ -116,22 +122,20 @@ def build_checks(
         onward: dg.ResourceParam[OnwardResource],
     ) -> Results:
         zone = lake.validated()
+        take = partial(onward.done.take, context.op_execution_context.run_id)
 
         @contextmanager
         def opened() -> Iterator[Judge]:
             with database.connect() as conn:
 
-                def judge(partition: Partition) -> Mapping[str, Verdict]:
-                    found: Look | None = onward.done.take(
-                        context.op_execution_context.run_id, STORED_CHECKS, partition
-                    )
-                    if found is None:
-                        coverage = lake.raw().summary(*partition).coverage
-                        slots = zone.read_slots(*partition)
-                        found = onward.judge_stored.look(partition, conn, coverage, slots)
-                    return onward.judge_stored(partition, conn, found)
+                def look(partition: Partition) -> Look:
+                    coverage = lake.raw().summary(*partition).coverage
+                    slots = zone.read_slots(*partition)
+                    return onward.judge_stored.look(partition, conn, coverage, slots)
 
-                yield judge
+                yield lambda one: onward.judge_stored(
+                    one, conn, take(STORED_CHECKS, one, lambda: look(one))
+                )
 
         yield from evaluations(context, stored_specs, opened)
 

@@ -83,13 +83,12 @@ class ValidatedLakeIOManager(dg.IOManager):
             with obj.opened() as give:
 
                 def write(partition: Partition) -> dict[str, Any]:
-                    done: dict[str, Any] | None
-                    if done := self._done.take(context.run_id, VALIDATED, partition):
-                        return done
                     with give(partition) as given:
                         return self.write(partition, given)
 
-                yield write
+                yield lambda partition: self._done.take(
+                    context.run_id, VALIDATED, partition, lambda: write(partition)
+                )
 
         _noting_each(obj, worker)
 
@@ -146,11 +145,14 @@ class TimescaleIOManager(dg.IOManager):
         def worker() -> Iterator[Worker]:
             with obj.opened() as give, self._database.connect() as conn:
 
+                def anew(partition: Partition) -> Stored:
+                    with give(partition) as given:
+                        return self.store(conn, partition, given.candles)
+
                 def store(partition: Partition) -> dict[str, Any]:
-                    found: Stored | None = self._done.take(context.run_id, STORED, partition)
-                    if found is None:
-                        with give(partition) as given:
-                            found = self.store(conn, partition, given.candles)
+                    found = self._done.take(
+                        context.run_id, STORED, partition, lambda: anew(partition)
+                    )
                     # Here, not with the candles: a run that ends before this step has not done its day.
                     state = self._ledger.record(
                         conn, partition, found.runs, live=obj.live, coverage=found.coverage

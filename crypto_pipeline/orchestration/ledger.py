@@ -93,9 +93,6 @@ class LedgerResource:
     def record_failed(self, partitions: Sequence[Partition], *, live: bool) -> None:
         """Record the gaps of partitions that could not be collected.
 
-        One that lacks nothing all the same is left as it stands: the run that failed may have stored it
-        ahead of its steps, which did not say so, and it is due until a run has.
-
         Raises:
             DatabaseError: the ledger cannot be written; it stands as it was.
             LakeError: the archive cannot be read.
@@ -103,8 +100,4 @@ class LedgerResource:
         zone = self.lake.validated()
         with self.database.connect() as conn:
             for partition in partitions:
-                stored = filled(zone.read(*partition))
-                coverage = self.lake.raw().summary(*partition).coverage
-                _, state = self.look(partition, coverage, stored, now=self.clock.now_ms)
-                if not state.complete:
-                    self.record(conn, partition, stored, live=live, coverage=coverage)
+                self.record(conn, partition, filled(zone.read(*partition)), live=live)

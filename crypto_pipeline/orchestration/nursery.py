@@ -98,7 +98,7 @@ def _carry_out(arguments: list[str]) -> None:
 def _leave(status: int) -> NoReturn:
     """End this process without taking apart what it shares with its parent.
 
-    That took a quarter of a minute run's CPU: each object that is freed is a page to copy first.
+    That took more than half of a minute run's CPU: each object that is freed is a page to copy first.
     """
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing's forks do

@@ -1,8 +1,8 @@
 """A partition whose answers are complete, taken all the way: validated, judged, stored.
 
 The same work as that of the steps after ``raw_ohlcv``, in one go, so that each file is read less often.
-Nothing is stored that the blocking check would refuse. What the ledger says is left to the step: a day is
-done when its run has said so. So is a day that is not over, of which every verdict depends on the time.
+Nothing is stored that the blocking check would refuse. The ledger hears of a day from its step, as
+it is done when its run has said so; and a day that is not over is the steps' altogether.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 import dagster as dg
@@ -40,14 +39,17 @@ class OnwardResource:
 
     lake: LakeResource
     database: DatabaseResource
-    validated_lake: dg.IOManager
-    timescale: dg.IOManager
+    validated_lake: ValidatedLakeIOManager
+    timescale: TimescaleIOManager
     done: DoneAhead
     judge_raw: RawJudge
     judge_stored: StoredJudge
 
     def goes_on(self, context: dg.AssetExecutionContext) -> bool:
-        """Whether the run goes on with all that this can do, for more than one partition."""
+        """Whether the run goes on with all that this can do, for more than one partition.
+
+        A deployment may have put IO managers of its own in place of ours.
+        """
         executed = context.run.step_keys_to_execute
         return (
             len(context.partition_keys) > 1
@@ -61,45 +63,35 @@ class OnwardResource:
     def opened(self, run_id: str) -> Iterator[Callable[[Partition, RawPartition | None], None]]:
         """What takes one partition all the way, and keeps what the run's later steps need of it."""
         archive, table = self.validated_lake, self.timescale
-        if not isinstance(archive, ValidatedLakeIOManager) or not isinstance(
-            table, TimescaleIOManager
-        ):
-            raise TypeError("IO managers of somebody else's: see goes_on")
-        raw, files = self.lake.raw(), self.lake.validated()
+        zone, files = self.lake.raw(), self.lake.validated()
         with self.database.connect() as conn, self.database.raw_locks() as lock:
 
             def take_on(partition: Partition, known: RawPartition | None) -> None:
                 if not self.judge_raw.is_past(partition):
                     return  # what is said of it now is not true of it later
-                with validated(partition, raw, conn, lock, known=known) as found:
-                    facts = archive.write(partition, found.given)
-                    versions = found.raw.version, files.version(*partition)
-                # What the file holds, not what was written to it.
-                candles, coverage = archive.read(partition), found.raw.coverage
-                judged = self.judge_raw(partition, found.raw, found.verdict)
-                del found  # not kept with the results
+                with lock(*partition) as still_ours:
+                    version = zone.version(*partition)
+                    current = known is not None and known.version == version is not None
+                    raw = known if known and current else zone.read(*partition)
+                    verdict, given = validated(partition, raw, conn, still_ours)
+                    facts = archive.write(partition, given)
+                    versions = version, files.version(*partition)
 
-                def stands() -> bool:
-                    now = raw.version(*partition), files.version(*partition)
+                def stands() -> bool:  # kept until it is asked: it must hold no frame
+                    now = zone.version(*partition), files.version(*partition)
                     return now == versions and None not in versions
 
-                keep = partial(self._keep, run_id, partition, stands)
+                def keep(step: str, result: object) -> None:
+                    self.done.keep(run_id, step, partition, result, stands)
+
+                candles = archive.read(partition)  # what the file holds, not what was written to it
                 schema = candle_schema(candles)
-                keep(RAW_CHECKS, judged)
+                keep(RAW_CHECKS, self.judge_raw(partition, raw, verdict))
                 keep(VALIDATED, facts)
-                keep(VALIDATED_CHECKS, {"candle_schema": schema})
+                keep(VALIDATED_CHECKS, schema)
                 if schema.passed:
-                    keep(STORED, table.store(conn, partition, candles, coverage=coverage))
-                    keep(STORED_CHECKS, self.judge_stored.look(partition, conn, coverage, candles))
+                    keep(STORED, table.store(conn, partition, candles, coverage=raw.coverage))
+                    look = self.judge_stored.look(partition, conn, raw.coverage, candles)
+                    keep(STORED_CHECKS, look)
 
             yield take_on
-
-    def _keep(
-        self,
-        run_id: str,
-        partition: Partition,
-        stands: Callable[[], bool],
-        step: str,
-        result: object,
-    ) -> None:
-        self.done.keep(run_id, step, partition, result, stands)

@@ -21,8 +21,6 @@ THREADS: Final = 2
 def in_threads(
     partitions: Sequence[Partition],
     worker: Callable[[], AbstractContextManager[Callable[[Partition], Result]]],
-    *,
-    done: Callable[[Partition], Result | None] = lambda partition: None,
 ) -> Iterator[tuple[Partition, Result]]:
     """Each partition and what a worker made of it, in order.
 
@@ -30,7 +28,6 @@ def in_threads(
         partitions: a single one is worked on in this thread.
         worker: opens what one thread needs, such as a connection, and gives what it does with a
             partition. Closed at the end, in this thread.
-        done: gives what has been made of a partition before.
 
     Raises:
         Exception: what a worker raised, once the partitions under way are done; no other is begun.
@@ -41,8 +38,7 @@ def in_threads(
     def work(partition: Partition) -> Result:
         does = idle.get()
         try:
-            found = done(partition)
-            return does(partition) if found is None else found
+            return does(partition)
         finally:
             idle.put(does)
 

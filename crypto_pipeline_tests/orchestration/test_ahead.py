@@ -21,28 +21,33 @@ DAYS = [Partition("a", date(2024, 1, 1) + timedelta(n)) for n in range(5)]
 FIRST = DAYS[0]
 
 
+def nothing() -> str | int | None:
+    """What a step would make itself."""
+    return None
+
+
 def test_what_was_done_is_taken_once_and_by_its_run_only() -> None:
     done = DoneAhead()
     done.keep("run", VALIDATED, FIRST, "facts", lambda: True)
-    assert done.take("another", VALIDATED, FIRST) is None
-    assert done.take("run", "another step", FIRST) is None
-    assert done.take("run", VALIDATED, FIRST) == "facts"
-    assert done.take("run", VALIDATED, FIRST) is None
+    assert done.take("another", VALIDATED, FIRST, nothing) is None
+    assert done.take("run", "another step", FIRST, nothing) is None
+    assert done.take("run", VALIDATED, FIRST, nothing) == "facts"
+    assert done.take("run", VALIDATED, FIRST, nothing) is None
 
 
 def test_what_does_not_stand_any_more_is_done_again() -> None:
     """Another run wrote the partition since, or its own later days proved more of it."""
     done = DoneAhead()
     done.keep("run", VALIDATED, FIRST, "facts", lambda: False)
-    assert done.take("run", VALIDATED, FIRST) is None
+    assert done.take("run", VALIDATED, FIRST, nothing) is None
 
 
 def test_runs_that_never_took_theirs_are_forgotten() -> None:
     done = DoneAhead()
     for number in range(100):
         done.keep(str(number), VALIDATED, FIRST, number, lambda: True)
-    assert done.take("0", VALIDATED, FIRST) is None
-    assert done.take("99", VALIDATED, FIRST) == 99
+    assert done.take("0", VALIDATED, FIRST, nothing) is None
+    assert done.take("99", VALIDATED, FIRST, nothing) == 99
     assert len(done._runs) < 10
 
 
@@ -73,6 +78,14 @@ class Work:
             raise ValueError(partition.key)
 
 
+def submit_all(submit: ahead.Work, work: Work) -> None:
+    """All days, and one of them is under way."""
+    for partition in DAYS:
+        submit(partition, None)
+    while not work.did:
+        time.sleep(0.01)
+
+
 def test_partitions_are_worked_on_beside_the_caller_and_waited_for() -> None:
     work = Work()
     work.may_go.clear()
@@ -92,10 +105,7 @@ def test_a_caller_that_fails_waits_for_those_under_way_only() -> None:
 
     def stopped() -> None:
         with in_background(work.opened, failed=work.told.append) as submit:
-            for partition in DAYS:
-                submit(partition, None)
-            while not work.did:
-                time.sleep(0.01)
+            submit_all(submit, work)
             threading.Timer(0.2, work.may_go.set).start()
             raise KeyboardInterrupt
 
@@ -156,10 +166,7 @@ def test_a_run_that_is_stopped_while_it_waits_leaves_the_rest_undone(
 
     def stopped() -> None:
         with in_background(work.opened, failed=work.told.append) as submit:
-            for partition in DAYS:
-                submit(partition, None)
-            while not work.did:
-                time.sleep(0.01)
+            submit_all(submit, work)
 
     real = ThreadPoolExecutor.shutdown
     monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
