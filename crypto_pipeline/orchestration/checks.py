@@ -21,7 +21,7 @@ from crypto_pipeline.orchestration.onward import OnwardResource
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
 from crypto_pipeline.orchestration.verdicts_raw import candle_schema
-from crypto_pipeline.orchestration.verdicts_stored import Look
+from crypto_pipeline.orchestration.verdicts_stored import Archived
 
 Results = Iterator[dg.AssetCheckEvaluation | dg.Output[None]]
 
@@ -124,17 +124,15 @@ def build_checks(
         zone = lake.validated()
         take = partial(onward.done.take, context.op_execution_context.run_id)
 
+        def archived(partition: Partition) -> Archived:
+            coverage = lake.raw().summary(*partition).coverage
+            return onward.judge_stored.archived(partition, coverage, zone.read_slots(*partition))
+
         @contextmanager
         def opened() -> Iterator[Judge]:
             with database.connect() as conn:
-
-                def look(partition: Partition) -> Look:
-                    coverage = lake.raw().summary(*partition).coverage
-                    slots = zone.read_slots(*partition)
-                    return onward.judge_stored.look(partition, conn, coverage, slots)
-
                 yield lambda one: onward.judge_stored(
-                    one, conn, take(STORED_CHECKS, one, lambda: look(one))
+                    one, conn, take(STORED_CHECKS, one, lambda: archived(one))
                 )
 
         yield from evaluations(context, stored_specs, opened)

@@ -14,6 +14,11 @@ from typing import Final
 import dagster as dg
 import psycopg
 
+# Not exported by dagster; pinned by the tests of this module.
+from dagster._core.storage.asset_check_execution_record import (  # noqa: TID251
+    AssetCheckExecutionRecordStatus,
+)
+
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.planning import LONGEST_PAUSE_MS
 from crypto_pipeline.core.timeframes import DAY_MS, MINUTE_MS, day_start_ms, to_ms
@@ -33,6 +38,8 @@ from crypto_pipeline.orchestration.tags import HEALS_TAG, RANGE_END, RANGE_START
 SENSOR: Final = "heal_ohlcv"
 _EVERY_SECONDS: Final = 30
 _RECENT: Final = 10
+#: The check that makes a complete day green.
+_SAYS_SO: Final = "completeness"
 #: Whoever removes all records of days that are older is not asked to have them made again.
 _OF_LATE: Final = timedelta(days=1)
 
@@ -61,9 +68,14 @@ def build_sensor(
                 reason = _in_the_way(context.instance, conn, exchange, clock.now())
                 if reason is None:
                     busy = _busy_days(context.instance, partitions, exchange)
-                    found = _due(conn, config, exchange, clock.now())
-                    found += _never_said(context.instance, conn, exchange, clock.now())
-                    due = [day for day in sorted(set(found)) if day not in busy]
+                    due = [d for d in _due(conn, config, exchange, clock.now()) if d not in busy]
+                    due = due or [
+                        day
+                        for day in _never_said(
+                            context.instance, conn, config, exchange, clock.now()
+                        )
+                        if day not in busy
+                    ]
                     if due:
                         yield _request(config, exchange, due, clock.now())
                         continue
@@ -100,20 +112,31 @@ def _due(
 
 
 def _never_said(
-    instance: dg.DagsterInstance, conn: psycopg.Connection, exchange: str, now: datetime
+    instance: dg.DagsterInstance,
+    conn: psycopg.Connection,
+    config: PipelineConfig,
+    exchange: str,
+    now: datetime,
 ) -> list[date]:
-    """Days before today that the ledger found complete of late, and no run ever materialized.
+    """Days before today that the ledger found complete of late, and of which no check has said so.
 
     A run that fails or dies after it has stored a day leaves one that is complete and not green; no
-    answer is missing, so a run over it asks for nothing.
+    answer is missing, so a run over it asks for nothing. Its check is planned then, or was never.
     """
-    days = complete_days(conn, exchange=exchange, found_since=now - _OF_LATE)
-    days = [day for day in days if day < now.astimezone(UTC).date()]
-    keys = {partition_key(exchange, day) for day in days}
-    said = keys and instance.get_latest_storage_id_by_partition(
-        dg.AssetKey(STORED), dg.DagsterEventType.ASSET_MATERIALIZATION, keys
+    start, today = config.exchanges[exchange].start, now.astimezone(UTC).date()
+    found = complete_days(conn, exchange=exchange, found_since=now - _OF_LATE)
+    days = {partition_key(exchange, day): day for day in found if start <= day < today}
+    if not days:
+        return []
+    judged = instance.event_log_storage.get_asset_check_partition_info(
+        [dg.AssetCheckKey(dg.AssetKey(STORED), _SAYS_SO)], partition_keys=list(days)
     )
-    return [day for day in days if partition_key(exchange, day) not in said]
+    said = {
+        each.partition_key
+        for each in judged
+        if each.latest_execution_status != AssetCheckExecutionRecordStatus.PLANNED
+    }
+    return [day for key, day in days.items() if key not in said]
 
 
 def _request(
@@ -172,7 +195,10 @@ def _busy_days(
         tags = record.dagster_run.tags
         first = tags.get(RANGE_START) or tags.get("dagster/partition")
         last = tags.get(RANGE_END) or first
-        if first is not None and last is not None:
+        # A start that was moved since leaves runs over partitions that are none any more.
+        if first is None or last is None:
+            continue
+        if partitions.has_partition_key(first) and partitions.has_partition_key(last):
             keys = partitions.get_partition_keys_in_range(dg.PartitionKeyRange(first, last))
             busy.update(partitions_of(keys))
     return {partition.day for partition in busy if partition.exchange == exchange}

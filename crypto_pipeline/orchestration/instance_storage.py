@@ -30,6 +30,7 @@ from dagster_postgres import (
 )
 from dagster_postgres.utils import pg_url_from_config, retry_pg_connection_fn
 from sqlalchemy import Connection, cast, column, create_engine, inspect, values
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 #: Check results that are stored with one statement, at most.
 _TOGETHER: Final = 100
@@ -116,15 +117,35 @@ class _EventLogStorage(PostgresEventLogStorage):
         super().store_event_batch(events)
 
     def _store_results(self) -> None:
-        """Those that wait, all or none; they wait on if it fails."""
-        events = list(self._results.values())
-        if not events:
+        """Those that wait, all or none. They wait on while the database is away.
+
+        What it refuses is stored as Dagster does, one by one, and told once, like any event's refusal.
+        """
+        if not self._results:
             return
-        with self._engine.connect() as plain:
-            conn = plain.execution_options(isolation_level="READ COMMITTED")
-            with conn.begin():
-                self._insert_results(conn, events)
+        try:
+            with self._engine.connect() as plain:
+                conn = plain.execution_options(isolation_level="READ COMMITTED")
+                with conn.begin():
+                    self._insert_results(conn, list(self._results.values()))
+        except (OperationalError, InterfaceError):
+            raise
+        except DBAPIError:
+            self._store_one_by_one()
         self._results.clear()
+
+    def _store_one_by_one(self) -> None:
+        refused: DBAPIError | None = None
+        for key, event in list(self._results.items()):
+            try:
+                super().store_event(event)
+            except (OperationalError, InterfaceError):
+                raise
+            except DBAPIError as error:
+                refused = error
+            del self._results[key]
+        if refused is not None:
+            raise refused
 
     def _insert_results(self, conn: Connection, events: Sequence[EventLogEntry]) -> None:
         inserted = conn.execute(

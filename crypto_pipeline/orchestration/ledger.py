@@ -11,8 +11,9 @@ from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.coverage import Coverage, Series
 from crypto_pipeline.core.gaps import Gap, PartitionState
 from crypto_pipeline.core.intervals import Intervals
-from crypto_pipeline.corridor.completeness import completeness, filled
-from crypto_pipeline.database.gap_reader import partition_states
+from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
+from crypto_pipeline.corridor.completeness import completeness
+from crypto_pipeline.database.gap_reader import partition_states, stored_runs
 from crypto_pipeline.database.gap_writer import record_partition
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import ClockResource, DatabaseResource, LakeResource
@@ -79,7 +80,6 @@ class LedgerResource:
             DatabaseError: the ledger cannot be read or written; it stands as it was.
             LakeError: the archive cannot be read.
         """
-        zone = self.lake.validated()
         first = min(partition.day for partition in partitions)
         with self.database.connect() as conn:
             known = {
@@ -88,7 +88,7 @@ class LedgerResource:
             }
             for partition in partitions:
                 if partition.day not in known[partition.exchange]:
-                    self.record(conn, partition, filled(zone.read(*partition)), live=False)
+                    self.record(conn, partition, self._stored(conn, partition), live=False)
 
     def record_failed(self, partitions: Sequence[Partition], *, live: bool) -> None:
         """Record the gaps of partitions that could not be collected.
@@ -97,7 +97,17 @@ class LedgerResource:
             DatabaseError: the ledger cannot be written; it stands as it was.
             LakeError: the archive cannot be read.
         """
-        zone = self.lake.validated()
         with self.database.connect() as conn:
             for partition in partitions:
-                self.record(conn, partition, filled(zone.read(*partition)), live=live)
+                self.record(conn, partition, self._stored(conn, partition), live=live)
+
+    def _stored(self, conn: psycopg.Connection, partition: Partition) -> Mapping[Series, Intervals]:
+        """By the table itself: what was validated need not have been stored."""
+        start = day_start_ms(partition.day)
+        return stored_runs(
+            conn,
+            exchange=partition.exchange,
+            series=self.config.exchanges[partition.exchange].series,
+            start=utc(start),
+            end=utc(start + DAY_MS),
+        )

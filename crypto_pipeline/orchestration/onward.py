@@ -2,7 +2,8 @@
 
 The same work as that of the steps after ``raw_ohlcv``, in one go, so that each file is read less often.
 Nothing is stored that the blocking check would refuse. The ledger hears of a day from its step, as
-it is done when its run has said so; and a day that is not over is the steps' altogether.
+it is done when its run has said so, and the table is looked at when its checks come; a day that is not
+over is the steps' altogether.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class OnwardResource:
                 keep(VALIDATED_CHECKS, schema)
                 if schema.passed:
                     keep(STORED, table.store(conn, partition, candles, coverage=raw.coverage))
-                    look = self.judge_stored.look(partition, conn, raw.coverage, candles)
-                    keep(STORED_CHECKS, look)
+                    archived = self.judge_stored.archived(partition, raw.coverage, candles)
+                    keep(STORED_CHECKS, archived)
 
             yield take_on

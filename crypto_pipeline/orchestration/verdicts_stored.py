@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Final
 
 import dagster as dg
@@ -31,11 +30,10 @@ Runs = Mapping[Series, Intervals]
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the archive and the table say of a partition: asked for, stored, validated."""
+class Archived:
+    """What the archive says of a partition: asked for, and validated (None if it never was)."""
 
     coverage: Coverage
-    stored: Runs
     validated: Runs | None
 
 
@@ -51,54 +49,41 @@ class StoredJudge:
         self,
         partition: Partition,
         conn: psycopg.Connection,
-        found: Look,
+        archived: Archived,
     ) -> Mapping[str, Verdict]:
-        """A verdict for each check."""
+        """A verdict for each check, after a look at the table."""
         exchange, day = partition
-        start, end = _bounds(partition)
+        start, end = utc(day_start_ms(day)), utc(day_start_ms(day) + DAY_MS)
+        series = self.config.exchanges[exchange].series
+        stored = stored_runs(conn, exchange=exchange, series=series, start=start, end=end)
         checked = checked_at(conn, exchange=exchange, day=day)
         now = checked or self.clock.now_ms
         return {
             "completeness": completeness(
-                self.ledger.look(partition, found.coverage, found.stored, now=now),
+                self.ledger.look(partition, archived.coverage, stored, now=now),
                 gaps(conn, exchange=exchange, start=start, end=end),
             ),
             "stored_equals_validated": stored_equals_validated(
-                found.stored, found.validated, partition
+                stored, archived.validated, partition
             ),
             "seconds_behind_now": seconds_behind_now(
-                found.coverage, found.stored, self.config, partition, self.clock.now_ms
+                archived.coverage, stored, self.config, partition, self.clock.now_ms
             ),
         }
 
-    def look(
-        self,
-        partition: Partition,
-        conn: psycopg.Connection,
-        coverage: Coverage,
-        slots: pd.DataFrame | None,
-    ) -> Look:
-        """Look at the table, beside what the archive says.
+    def archived(
+        self, partition: Partition, coverage: Coverage, slots: pd.DataFrame | None
+    ) -> Archived:
+        """What the archive says, as far as it is judged.
 
         Args:
             partition: to be judged.
-            conn: an open connection.
             coverage: what was asked for.
             slots: symbol, timeframe, open_time and final of the validated candles; None if the
                 partition was never validated.
         """
         series = self.config.exchanges[partition.exchange].series
-        start, end = _bounds(partition)
-        return Look(
-            coverage,
-            stored_runs(conn, exchange=partition.exchange, series=series, start=start, end=end),
-            None if slots is None else filled(slots, series),
-        )
-
-
-def _bounds(partition: Partition) -> tuple[datetime, datetime]:
-    start = day_start_ms(partition.day)
-    return utc(start), utc(start + DAY_MS)
+        return Archived(coverage, None if slots is None else filled(slots, series))
 
 
 def stored_equals_validated(stored: Runs, validated: Runs | None, partition: Partition) -> Verdict:

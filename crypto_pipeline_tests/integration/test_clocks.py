@@ -91,8 +91,8 @@ class RememberedZone(RawZone):
     def read(self, exchange: str, day: date) -> RawPartition:
         return self.known or super().read(exchange, day)
 
-    def update(self, *args: Any) -> RawPartition:
-        self.known = super().update(*args)
+    def update(self, *args: Any, **named: Any) -> RawPartition:
+        self.known = super().update(*args, **named)
         return self.known
 
 

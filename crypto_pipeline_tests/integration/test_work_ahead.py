@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 import pytest
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
 from crypto_pipeline.core.validation import Validation
@@ -21,7 +22,7 @@ from crypto_pipeline.corridor.collect import Collection
 from crypto_pipeline.corridor.collected import Collected
 from crypto_pipeline.errors import LakeError
 from crypto_pipeline.lake.storage import LakeStorage
-from crypto_pipeline.orchestration import assets, onward, validating
+from crypto_pipeline.orchestration import assets, io_managers, onward, validating
 from crypto_pipeline.orchestration.check_results import Verdict
 from crypto_pipeline.orchestration.jobs import OHLCV_JOB
 from crypto_pipeline.orchestration.tags import RANGE_END, RANGE_START
@@ -212,6 +213,45 @@ def test_days_of_a_run_that_dies_are_done_again(
         green = candles.instance.get_materialized_partitions(dg.AssetKey(asset))
         assert len(green) == DAYS, asset
     assert candles.candles().equals(truth(candles))
+
+
+def test_days_that_were_green_and_whose_next_run_died_are_judged_again(
+    candles: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checks stay planned: what was green is grey, though no candle is missing."""
+    assert candles.run(*SPAN).success
+    with monkeypatch.context() as patch:
+        patch.setattr(io_managers.TimescaleIOManager, "handle_output", dies)
+        patch.setattr(assets.OnwardResource, "goes_on", lambda self, context: False)
+        assert not candles.run(*SPAN, may_fail=True).success
+    assert len(planned(candles)) == DAYS
+    assert [healed.success for healed in candles.heal()] == [True]
+    assert planned(candles) == []
+    assert candles.heal() == []
+
+
+def planned(candles: Pipeline) -> list[str | None]:
+    found = candles.instance.event_log_storage.get_asset_check_partition_info(
+        [dg.AssetCheckKey(dg.AssetKey("timescale_candles"), "completeness")]
+    )
+    status = AssetCheckExecutionRecordStatus.PLANNED
+    return [each.partition_key for each in found if each.latest_execution_status == status]
+
+
+def dies(*arguments: Any) -> None:
+    raise LakeError("the store is away", hint="see to it.", rerun_helps=True)
+
+
+def test_what_was_validated_and_not_stored_is_not_called_complete(
+    candles: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Storing failed; then asking failed, and the ledger is told of that."""
+    candles.execute(_FAIL_ONCE.replace("= 1 THEN", "> 0 THEN"))
+    assert not candles.run(*SPAN, may_fail=True).success
+    monkeypatch.setattr(Collection, "run", dies)
+    assert not candles.run(*SPAN, may_fail=True).success
+    assert stored(candles) == set()
+    assert candles.rows("SELECT DISTINCT complete FROM candle_partitions") == [(False,)]
 
 
 def test_no_frame_outlives_its_day(candles: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

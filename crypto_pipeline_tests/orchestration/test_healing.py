@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Sensor:
     instance: dg.DagsterInstance
     conn: psycopg.Connection
     now: datetime = datetime(2024, 3, 20, 12, tzinfo=UTC)
+    judged: set[tuple[str, date]] = field(default_factory=set)
 
     def evaluate(self) -> list[dg.RunRequest | dg.SkipReason]:
         """As :meth:`Pipeline.heal` does."""
@@ -90,15 +91,11 @@ class Sensor:
     ) -> None:
         """Days of March as the ledger has them; with a cause its first ten minutes are missing.
 
-        ``said``: a run materialized them.
+        ``said``: a check judged them.
         """
         for day in map(march, days):
-            if said:
-                self.instance.report_runless_asset_event(
-                    dg.AssetMaterialization(
-                        "timescale_candles", partition=partition_key(exchange, day)
-                    )
-                )
+            if said and (exchange, day) not in self.judged:
+                self.judge(exchange, day, passed=not cause)
             looked = day_start_ms(day) + 2 * DAY_MS
             state = {"live": True, "checked_at": looked, "answered_at": None}
             found = []
@@ -107,6 +104,18 @@ class Sensor:
                 retry = {name: changes.pop(name) for name in ("next_retry",) if name in changes}
                 found = [replace(gap, **retry)]
             gaps.record(self.conn, *found, day=day, exchange=exchange, **{**state, **changes})
+
+    def judge(self, exchange: str, day: date, *, passed: bool) -> None:
+        """As a check of the day does; of those without a run Dagster takes one a partition."""
+        self.judged.add((exchange, day))
+        self.instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=dg.AssetKey("timescale_candles"),
+                check_name="completeness",
+                passed=passed,
+                partition=partition_key(exchange, day),
+            )
+        )
 
     def run(self, status: str, **tags: str) -> dg.DagsterRun:
         """A run the instance knows of; ``FAILURE`` is one that ended just now."""
@@ -183,7 +192,7 @@ def test_a_failed_day_is_due_at_once_when_the_exchange_is_back(sensor: Sensor) -
     assert sensor.asked() == ("03-18", "03-18")
 
 
-def test_a_complete_day_that_no_run_materialized_is_due(sensor: Sensor) -> None:
+def test_a_complete_day_that_no_check_judged_is_due(sensor: Sensor) -> None:
     """A run stored the day and failed on another: complete, and grey for ever."""
     of_late: dict[str, Any] = {"checked_at": to_ms(sensor.now), "live": False}
     sensor.record(14, 15, 16, 17, 18, **of_late)
@@ -193,6 +202,20 @@ def test_a_complete_day_that_no_run_materialized_is_due(sensor: Sensor) -> None:
     assert sensor.asked("kraken") == ("03-16", "03-17")
     sensor.run("STARTED", **{RANGE_START: "2024-03-16|kraken", RANGE_END: "2024-03-17|kraken"})
     assert sensor.asked("kraken") is None
+
+
+def test_a_day_before_the_start_is_nobody_s(sensor: Sensor) -> None:
+    """The start was moved: a request for a partition that is none fails the tick of all exchanges."""
+    before = date(2024, 2, 28)
+    gaps.record(
+        sensor.conn, day=before, exchange="binance", live=False, checked_at=to_ms(sensor.now),
+        answered_at=None,
+    )  # fmt: skip
+    assert sensor.asked() is None
+    gone = {RANGE_START: "2024-02-27|kraken", RANGE_END: "2024-02-28|kraken"}
+    sensor.run("STARTED", **gone)
+    sensor.record(16, said=False, checked_at=to_ms(sensor.now), live=False)
+    assert sensor.asked() == ("03-16", "03-16")
 
 
 def test_records_that_somebody_removed_are_not_made_again(sensor: Sensor) -> None:

@@ -179,6 +179,34 @@ def test_results_that_could_not_be_stored_are_stored_later(
     assert found[0] == 60  # each once: the first attempt left nothing
 
 
+@pytest.mark.filterwarnings("ignore::dagster.BetaWarning", "ignore::dagster.PreviewWarning")
+def test_a_result_that_is_refused_costs_no_other_and_is_told_once(
+    instance: dg.DagsterInstance, url: str
+) -> None:
+    """A hundred would wait for ever behind one the database does not take."""
+    instance.all_asset_keys()  # the tables are there
+    with connect(url) as conn:
+        conn.execute(
+            "ALTER TABLE asset_check_executions ADD CONSTRAINT refused CHECK"
+            " (partition <> '2024-01-05' OR check_name <> 'sound' OR execution_status = 'PLANNED')"
+        )
+    runs = judge_days(instance, may_fail=True)
+    with connect(url) as conn:
+        found = conn.execute(
+            "SELECT execution_status, count(*) FROM asset_check_executions WHERE run_id = %s"
+            " AND check_name = 'sound' GROUP BY 1 ORDER BY 1",
+            [runs[0]],
+        ).fetchall()
+    assert found == [("FAILED", 10), ("PLANNED", 1), ("SUCCEEDED", 19)]
+    (failed, *more) = (
+        event.dagster_event
+        for event in instance.all_logs(runs[0], of_type=dg.DagsterEventType.STEP_FAILURE)
+    )
+    assert not more
+    assert failed is not None
+    assert "refused" in str(failed.step_failure_data.error)
+
+
 def test_the_project_s_instance_uses_it(instance: dg.DagsterInstance) -> None:
     """A key of dagster.yaml that Dagster did not read would be no error."""
     ref = instance.get_ref()
