@@ -11,7 +11,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from crypto_pipeline.core import answers, judging, observations, routing, rules, validation
+from crypto_pipeline.core import judging, observations, routing, rows, rules, validation
 from crypto_pipeline.corridor import day_book
 from crypto_pipeline.database.connection import connect
 from crypto_pipeline_tests.fuzzing.campaign import batches
@@ -40,8 +40,8 @@ def test_hostile_answers_store_only_what_was_sent(conn: psycopg.Connection, tmp_
 
 
 MISTAKES: dict[str, tuple[object, str, Any]] = {
-    "any digits and signs are a number": (answers, "_DECIMAL", re.compile(r"[-+0-9_.eE]+")),
-    "the far future is a time": (answers, "_TIME_BOUNDS_MS", (0, 10**16)),
+    "any digits and signs are a number": (rows, "_DECIMAL", re.compile(r"[-+0-9_.eE]+")),
+    "the far future is a time": (rows, "_TIME_BOUNDS_MS", (0, 10**16)),
     "any future is allowed": (rules, "FUTURE_TOLERANCE_MS", 10**9),
     "rows that break a rule are kept": (
         validation, "first_broken", lambda columns: np.full(len(columns.open_time), -1, np.int8),
