@@ -5,13 +5,15 @@ and a server process, which was half of a backfill's time and most of the databa
 keeps a few, and looks whether one still lives before it uses it: a server that was restarted in
 between is no error. ``dagster.yaml`` names this class.
 
-It also stores the check results of a step a hundred at a time: Dagster takes four statements for each.
+It also stores together what Dagster stores one by one: the check results of a step, four statements each,
+and what a run intends, three or four for each partition of each asset.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Self
 
 # Not exported by dagster; pinned by the tests of this module.
@@ -29,24 +31,53 @@ from dagster_postgres import (
     PostgresEventLogStorage,
 )
 from dagster_postgres.utils import pg_url_from_config, retry_pg_connection_fn
-from sqlalchemy import Connection, cast, column, create_engine, inspect, values
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    bindparam,
+    cast,
+    column,
+    create_engine,
+    func,
+    inspect,
+)
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 #: Check results that are stored with one statement, at most.
 _TOGETHER: Final = 100
 
 _RESULT_KEY: Final = ("asset_key", "check_name", "run_id", "partition")
-_RESULT: Final = [
-    column(name, AssetCheckExecutionsTable.c[name].type)
-    for name in (
-        *_RESULT_KEY,
-        "execution_status",
-        "evaluation_event",
-        "evaluation_event_timestamp",
-        "evaluation_event_storage_id",
-        "materialization_event_storage_id",
+_FOUND: Final = (
+    "execution_status",
+    "evaluation_event",
+    "evaluation_event_timestamp",
+    "evaluation_event_storage_id",
+    "materialization_event_storage_id",
+)
+_RESULT: Final = (*_RESULT_KEY, *_FOUND)
+
+_EXECUTIONS: Final = AssetCheckExecutionsTable
+_GIVEN: Final = (
+    func.unnest(
+        *(cast(bindparam(f"all_{name}"), ARRAY(_EXECUTIONS.c[name].type)) for name in _RESULT)
     )
-]
+    .table_valued(*(column(name, _EXECUTIONS.c[name].type) for name in _RESULT))
+    .render_derived(name="given")
+)
+_SET_RESULTS: Final = (
+    _EXECUTIONS.update()
+    .where(*(_EXECUTIONS.c[name] == _GIVEN.c[name] for name in _RESULT_KEY))
+    .values({name: _GIVEN.c[name] for name in _FOUND})
+    .returning(*(_EXECUTIONS.c[name] for name in _RESULT_KEY))
+)
+_INSERT_EVENTS: Final = SqlEventLogStorageTable.insert().returning(
+    SqlEventLogStorageTable.c.id, sort_by_parameter_order=True
+)
+
+_PLANNED: Final = {
+    DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
+    DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED,
+}
 
 #: A table of each part of the storage: what they look for before they make theirs.
 _NEEDED: Final = {"event_logs", "runs", "instance_info", "jobs"}
@@ -111,10 +142,60 @@ class _EventLogStorage(PostgresEventLogStorage):
             super().store_event(event)
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
-        """As its base."""
+        """As its base; what a run intends all or none, with a few statements.
+
+        Whatever fails, Dagster tries again one by one.
+        """
         with self._storing:
             self._store_results()
-        super().store_event_batch(events)
+        if events and {event.get_dagster_event().event_type for event in events} <= _PLANNED:
+            with self._transaction() as conn:
+                self._insert_planned(conn, events)
+        else:
+            super().store_event_batch(events)
+
+    def _insert_planned(self, conn: Connection, events: Sequence[EventLogEntry]) -> None:
+        newest: dict[
+            str, tuple[EventLogEntry, int]
+        ] = {}  # in Dagster's order, so that none wait in a circle
+        checks: list[dict[str, Any]] = []
+        for event, event_id in zip(events, self._insert_events(conn, events), strict=True):
+            asset = event.get_dagster_event().asset_key
+            if asset is not None:
+                newest[asset.to_string()] = event, event_id
+            else:
+                checks.extend(self._planned_rows(event, event_id))
+        for event, event_id in newest.values():
+            self._store_asset_event(conn, event, event_id)
+        if checks:
+            conn.execute(_EXECUTIONS.insert(), checks)
+
+    def _planned_rows(self, event: EventLogEntry, event_id: int) -> list[dict[str, Any]]:
+        planned = event.get_dagster_event().asset_check_planned_data
+        subset = planned.partitions_subset
+        row = {
+            "asset_key": planned.asset_key.to_string(),
+            "check_name": planned.check_name,
+            "run_id": event.run_id,
+            "execution_status": AssetCheckExecutionRecordStatus.PLANNED.value,
+            "evaluation_event": serialize_value(event),
+            "evaluation_event_timestamp": self._event_insert_timestamp(event),  # type: ignore[no-untyped-call]
+            "evaluation_event_storage_id": event_id,
+        }
+        keys = [None] if subset is None else subset.get_partition_keys()
+        return [{**row, "partition": key} for key in keys]
+
+    def _insert_events(self, conn: Connection, events: Sequence[EventLogEntry]) -> list[int]:
+        rows = [self._event_to_row(event) for event in events]
+        return [int(event_id) for (event_id,) in conn.execute(_INSERT_EVENTS, rows)]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """The pool's connections are in autocommit."""
+        with self._engine.connect() as plain:
+            conn = plain.execution_options(isolation_level="READ COMMITTED")
+            with conn.begin():
+                yield conn
 
     def _store_results(self) -> None:
         """Those that wait, all or none. They wait on while the database is away.
@@ -124,10 +205,8 @@ class _EventLogStorage(PostgresEventLogStorage):
         if not self._results:
             return
         try:
-            with self._engine.connect() as plain:
-                conn = plain.execution_options(isolation_level="READ COMMITTED")
-                with conn.begin():
-                    self._insert_results(conn, list(self._results.values()))
+            with self._transaction() as conn:
+                self._insert_results(conn, list(self._results.values()))
         except (OperationalError, InterfaceError):
             raise
         except DBAPIError:
@@ -148,25 +227,15 @@ class _EventLogStorage(PostgresEventLogStorage):
             raise refused
 
     def _insert_results(self, conn: Connection, events: Sequence[EventLogEntry]) -> None:
-        inserted = conn.execute(
-            self.prepare_insert_event_batch(events).returning(SqlEventLogStorageTable.c.id)
-        )
         rows = [
-            self._result_row(event, int(row[0]))
-            for event, row in zip(events, inserted, strict=True)
+            self._result_row(event, event_id)
+            for event, event_id in zip(events, self._insert_events(conn, events), strict=True)
         ]
-        given = values(*_RESULT, name="given").data([tuple(row.values()) for row in rows])
-        planned = AssetCheckExecutionsTable
-        updated = conn.execute(
-            planned.update()
-            .where(*(planned.c[name] == given.c[name] for name in _RESULT_KEY))
-            .values({c.name: cast(given.c[c.name], c.type) for c in _RESULT[len(_RESULT_KEY) :]})
-            .returning(*(planned.c[name] for name in _RESULT_KEY))
-        )
-        there = {tuple(row) for row in updated}
+        given = {f"all_{name}": [row[name] for row in rows] for name in _RESULT}
+        there = {tuple(row) for row in conn.execute(_SET_RESULTS, given)}
         unplanned = [row for row in rows if tuple(row[n] for n in _RESULT_KEY) not in there]
         if unplanned:
-            conn.execute(planned.insert().values(unplanned))
+            conn.execute(_EXECUTIONS.insert(), unplanned)
 
     def _result_row(self, event: EventLogEntry, event_id: int) -> dict[str, Any]:
         evaluation = event.get_dagster_event().asset_check_evaluation_data
