@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from crypto_pipeline.database import kept
 from crypto_pipeline.database.failures import Target, connection_error, database_errors
 from crypto_pipeline.errors import ConfigError, DatabaseError
 
@@ -71,16 +72,19 @@ def connect(
     application_name: str = APPLICATION_NAME,
     connect_timeout: int = CONNECT_TIMEOUT_SECONDS,
 ) -> Iterator[psycopg.Connection]:
-    """An autocommit connection, closed at the end.
+    """An autocommit connection, closed at the end, or handed on where those are kept (:mod:`.kept`).
 
     Raises:
         DatabaseError: the URL is not one, or the database cannot be reached.
     """
-    conn = open_connection(url, application_name=application_name, connect_timeout=connect_timeout)
+    kind = (url, application_name)
+    conn = kept.take(kind) or open_connection(
+        url, application_name=application_name, connect_timeout=connect_timeout
+    )
     try:
         yield conn
     finally:
-        conn.close()
+        kept.give_back(kind, conn)
 
 
 def open_connection(

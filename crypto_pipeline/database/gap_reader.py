@@ -27,8 +27,23 @@ from crypto_pipeline.database.tables import (
     EXCHANGE_STATES,
 )
 
+#: Most series have no hole: as many candles on the timeframe's grid as fit between first and last. One
+#: index range a series. With literals, so that only the chunks concerned are planned.
+_SPANS: Final = sql.SQL(
+    "SELECT span.first, span.last, span.candles, span.on_grid"
+    " FROM unnest(%(symbols)s::text[], %(timeframes)s::text[], %(lengths)s::interval[])"
+    "  WITH ORDINALITY AS wanted(symbol, timeframe, length, place)"
+    " CROSS JOIN LATERAL ("
+    "  SELECT min(c.open_time) AS first, max(c.open_time) AS last, count(*) AS candles,"
+    "   bool_and(date_bin(wanted.length, c.open_time, %(start)s) = c.open_time) AS on_grid"
+    "  FROM {candles} AS c"
+    "  WHERE c.exchange = %(exchange)s AND c.symbol = wanted.symbol"
+    "   AND c.timeframe = wanted.timeframe"
+    "   AND c.open_time >= %(start)s AND c.open_time < %(end)s"
+    " ) AS span ORDER BY wanted.place"
+).format(candles=table_name(CANDLES))
+
 #: Where a run ends the next candle is not the one due; the run began where the last one ended.
-#: One index range a series. With literals, so that only the chunks concerned are planned.
 _RUNS: Final = sql.SQL(
     "SELECT wanted.place, coalesce(lag(run.next) OVER per_series, run.first), run.open_time"
     " FROM unnest(%(symbols)s::text[], %(timeframes)s::text[], %(lengths)s::interval[])"
@@ -126,24 +141,37 @@ def stored_runs(
         ValueError: a timeframe that is none.
     """
     wanted = [Series(*one) for one in series]
-    lengths = [timedelta(milliseconds=timeframe_ms(one.timeframe)) for one in wanted]
-    scope = {
-        "exchange": exchange,
-        "symbols": [one.symbol for one in wanted],
-        "timeframes": [one.timeframe for one in wanted],
-        "lengths": lengths,
-        "start": start,
-        "end": end,
-    }
+    found: dict[Series, Intervals] = dict.fromkeys(wanted, ())
     with (
         database_errors(conn, f"look for runs of candles of {exchange!r}"),
         psycopg.ClientCursor(conn) as cursor,
     ):
-        rows = cursor.execute(_RUNS, scope).fetchall()
-    runs: dict[Series, list[Interval]] = {one: [] for one in wanted}
+        scope = {"exchange": exchange, "start": start, "end": end}
+        spans = cursor.execute(_SPANS, {**scope, **_columns(wanted)}).fetchall()
+        holed = []
+        for one, (first, last, candles, on_grid) in zip(wanted, spans, strict=True):
+            if candles and on_grid and candles == (last - first) // _length(one) + 1:
+                found[one] = (Interval(to_ms(first), to_ms(last + _length(one))),)
+            elif candles:
+                holed.append(one)
+        rows = cursor.execute(_RUNS, {**scope, **_columns(holed)}).fetchall() if holed else []
+    runs: defaultdict[Series, list[Interval]] = defaultdict(list)
     for place, first, last in rows:
-        runs[wanted[place - 1]].append(Interval(to_ms(first), to_ms(last + lengths[place - 1])))
-    return {one: tuple(found) for one, found in runs.items()}
+        one = holed[place - 1]
+        runs[one].append(Interval(to_ms(first), to_ms(last + _length(one))))
+    return {**found, **{one: tuple(each) for one, each in runs.items()}}
+
+
+def _columns(series: Sequence[Series]) -> dict[str, object]:
+    return {
+        "symbols": [one.symbol for one in series],
+        "timeframes": [one.timeframe for one in series],
+        "lengths": [_length(one) for one in series],
+    }
+
+
+def _length(series: Series) -> timedelta:
+    return timedelta(milliseconds=timeframe_ms(series.timeframe))
 
 
 def gaps(conn: psycopg.Connection, *, exchange: str, start: datetime, end: datetime) -> list[Gap]:

@@ -25,6 +25,8 @@ from dagster._core.execution.retries import RetryMode  # noqa: TID251
 from dagster._core.execution.step_dependency_config import StepDependencyConfig  # noqa: TID251
 from dagster._core.executor.in_process import InProcessExecutor  # noqa: TID251
 
+from crypto_pipeline.database.kept import connections_kept
+
 if TYPE_CHECKING:
     from dagster._core.events import DagsterEvent  # noqa: TID251
 
@@ -87,12 +89,13 @@ def process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
 
 
 class _LockingExecutor(InProcessExecutor):
-    """Dagster's own in-process executor in a process that says that it lives."""
+    """Dagster's own in-process executor in a process that says that it lives, and keeps connections."""
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[DagsterEvent]:
         # Not let go of at the last step's end: Dagster has yet to note how the run ended.
         hold_lock(plan_context.instance, plan_context.run_id)
-        yield from super().execute(plan_context, execution_plan)
+        with connections_kept():
+            yield from super().execute(plan_context, execution_plan)
 
 
 def _make_executor(init_context: dg.InitExecutorContext) -> InProcessExecutor:
