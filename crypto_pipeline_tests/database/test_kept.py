@@ -84,8 +84,7 @@ def test_locks_are_not_handed_on(url: str) -> None:
 def test_one_that_failed_within_a_transaction_is_closed(url: str) -> None:
     with connections_kept():
         with pytest.raises(psycopg.errors.DivisionByZero), connect(url) as conn:
-            conn.execute("BEGIN")
-            conn.execute("SELECT 1 / 0")
+            conn.execute("BEGIN; SELECT 1 / 0")
         assert conn.closed
         with connect(url) as again:
             assert again.execute("SELECT 1").fetchone() == (1,)
