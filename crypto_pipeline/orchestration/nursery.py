@@ -24,21 +24,34 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
+from ccxt.async_support import Exchange
+
 # What the program `dagster` calls; a run is carried out by its `api execute_run`, as everywhere.
 from dagster._cli import create_dagster_cli
 
 import crypto_pipeline
 from crypto_pipeline.errors import ConfigError
+from crypto_pipeline.exchanges.strict import authorities
 from crypto_pipeline.settings import read_settings
 
 #: Imported in the first run anyway, and by name only there.
 _NEEDED: Final = (
     "dagster._cli.api",
+    "dagster._core.definitions.repository_definition.repository_data_builder",
+    "dagster._core.execution.plan.active",
     "dagster._core.execution.plan.execute_plan",
+    "dagster._core.instance.factory",
+    "dagster._core.storage.noop_compute_log_manager",
+    "dagster._core.storage.root",
+    "dagster._core.system_config.composite_descent",
+    "dagster._core.workspace.autodiscovery",
     "dagster_postgres",
     "ccxt.async_support",
     "pandera.pandas",
     "psycopg",
+    "psycopg2.extras",
+    "pyarrow.pandas_compat",
+    "upath.implementations.local",
     "crypto_pipeline.orchestration.instance_storage",
     "crypto_pipeline.orchestration.launcher",
 )
@@ -71,6 +84,7 @@ def _prepare() -> None:
         importlib.import_module(name)
     with suppress(ConfigError):  # the run that needs it says so, where it is seen
         importlib.import_module(_DEFINITIONS)
+    authorities(Exchange().cafile)
     gc.collect()
     gc.freeze()  # pages the collector does not touch stay shared
 
