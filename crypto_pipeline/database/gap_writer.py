@@ -1,4 +1,4 @@
-"""Keeping the ledger: the gaps of one partition and its state, replaced together or not at all.
+"""Keeping the ledger: the gaps of partitions and their states, replaced together or not at all.
 
 Rows that are as they should be keep their row version. What an older look found never replaces
 what a newer one did, so runs of the same partition may end in any order.
@@ -7,8 +7,8 @@ what a newer one did, so runs of the same partition may end in any order.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from datetime import date, timedelta
+from dataclasses import dataclass, replace
+from datetime import date
 from itertools import groupby
 from typing import Any, Final
 
@@ -48,8 +48,10 @@ _UPSERT: Final = sql.SQL(
     assignments=assignments(_REST),
 )
 
-_CHECKED_AT: Final = sql.SQL(
-    "SELECT checked_at FROM {} WHERE exchange = %(exchange)s AND partition_date = %(day)s"
+_NEWER: Final = sql.SQL(
+    "SELECT partition_date FROM {} JOIN unnest(%(days)s::date[], %(looked)s::timestamptz[])"
+    " AS found(day, looked) ON partition_date = day AND checked_at > looked"
+    " WHERE exchange = %(exchange)s"
 ).format(table_name(CANDLE_PARTITIONS))
 
 _STATE: Final = (
@@ -71,47 +73,74 @@ _SET_STATE: Final = sql.SQL(
 )
 
 
-def record_partition(
-    conn: psycopg.Connection,
-    *,
-    exchange: str,
-    day: date,
-    gaps: Sequence[Gap],
-    state: PartitionState,
-    live: bool = False,
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a look at one partition found.
+
+    Attributes:
+        gaps: all its gaps, by time within each series; long evidence is cut.
+        state: its sums.
+    """
+
+    gaps: Sequence[Gap]
+    state: PartitionState
+
+
+def record_partitions(
+    conn: psycopg.Connection, *, exchange: str, found: Mapping[date, Found], live: bool = False
 ) -> None:
-    """Replace a partition's gaps and its state.
+    """Replace the gaps of partitions and their states.
 
     A gap keeps the earliest ``first_seen`` of the stored ones it overlaps, whatever their cause.
-    Nothing is written if the partition was checked after ``state.checked_at`` already.
+    Nothing is written of a partition that was checked after its ``state.checked_at`` already.
 
     Args:
         conn: an autocommit connection of :mod:`crypto_pipeline.database.connection`.
-        exchange: the partition's exchange.
-        day: its UTC day.
-        gaps: all its gaps, by time within each series; long evidence is cut.
-        state: what was found.
-        live: the minute schedule collected it while it was today; once said, it stays.
+        exchange: the partitions' exchange.
+        found: by their UTC days.
+        live: the minute schedule collected them while they were today; once said, it stays.
 
     Raises:
         DatabaseError: nothing was written. Gaps that are not those of one partition are a mistake
             of the program; a broken constraint is named in the message.
     """
-    _check(gaps, day)
-    partition = {"exchange": exchange, "day": day}
-    keys = lock_keys(purpose="gaps", exchange=exchange, parts=[day.isoformat()])
-    doing = f"record {len(gaps):,} gaps of {exchange!r} on {day.isoformat()}"
-    with database_errors(conn, doing), conn.transaction():
+    days = sorted(found)
+    for day in days:
+        _check(found[day].gaps, day)
+    keys = lock_keys(purpose="gaps", exchange=exchange, parts=[day.isoformat() for day in days])
+    looked = [utc(found[day].state.checked_at) for day in days]
+    with database_errors(conn, _doing(exchange, found)), conn.transaction():
         conn.execute(LOCK, {"keys": keys})
-        found = conn.execute(_CHECKED_AT, partition).fetchone()
-        if found is not None and found[0] > utc(state.checked_at):
+        scope = {"exchange": exchange, "days": days, "looked": looked}
+        newer = {day for (day,) in conn.execute(_NEWER, scope).fetchall()}
+        days = [day for day in days if day not in newer]
+        if not days:
             return
-        start = utc(day_start_ms(day))
-        stored = stored_gaps(conn, exchange=exchange, start=start, end=start + timedelta(days=1))
-        _replace(conn, exchange=exchange, stored=stored, wanted=_merged(gaps, stored))
-        conn.execute(_SET_STATE, {**partition, "live": live, **_state_row(state)})
-        if state.answered_at is not None:
-            note_answered(conn, exchange=exchange, at=state.answered_at)
+        stored = _stored(conn, exchange, days)
+        ours = [gap for day in days for gap in found[day].gaps]
+        _replace(conn, exchange=exchange, stored=stored, wanted=_merged(ours, stored))
+        with conn.cursor() as cursor:
+            partition = {"exchange": exchange, "live": live}
+            rows = ({**partition, "day": day, **_state_row(found[day].state)} for day in days)
+            cursor.executemany(_SET_STATE, rows)
+        answered = [found[day].state.answered_at for day in days]
+        last = max((at for at in answered if at is not None), default=None)
+        if last is not None:
+            note_answered(conn, exchange=exchange, at=last)
+
+
+def _stored(conn: psycopg.Connection, exchange: str, days: Sequence[date]) -> list[Gap]:
+    start, end = utc(day_start_ms(days[0])), utc(day_start_ms(days[-1]) + DAY_MS)
+    starts = {day_start_ms(day) for day in days}
+    found = stored_gaps(conn, exchange=exchange, start=start, end=end)
+    return [gap for gap in found if gap.start // DAY_MS * DAY_MS in starts]
+
+
+def _doing(exchange: str, found: Mapping[date, Found]) -> str:
+    number = sum(len(each.gaps) for each in found.values())
+    first, last = min(found).isoformat(), max(found).isoformat()
+    when = f"on {first}" if first == last else f"from {first} to {last}"
+    return f"record {number:,} gaps of {exchange!r} {when}"
 
 
 def _replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 
 import psycopg
 
@@ -14,7 +15,7 @@ from crypto_pipeline.core.intervals import Intervals
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
 from crypto_pipeline.corridor.completeness import completeness
 from crypto_pipeline.database.gap_reader import partition_states, stored_runs
-from crypto_pipeline.database.gap_writer import record_partition
+from crypto_pipeline.database.gap_writer import Found, record_partitions
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import ClockResource, DatabaseResource, LakeResource
 
@@ -63,13 +64,11 @@ class LedgerResource:
             DatabaseError: the ledger cannot be written; it stands as it was.
             LakeError: the archive cannot be read.
         """
-        if coverage is None:
-            coverage = self.lake.raw().summary(*partition).coverage
-        gaps, state = self.look(partition, coverage, stored, now=self.clock.now_ms)
-        record_partition(
-            conn, exchange=partition.exchange, day=partition.day, gaps=gaps, state=state, live=live
+        found = self._found(partition, stored, coverage)
+        record_partitions(
+            conn, exchange=partition.exchange, found={partition.day: found}, live=live
         )
-        return state
+        return found.state
 
     def intend(self, partitions: Sequence[Partition]) -> None:
         """Record the gaps of partitions that nobody has looked at yet, before they are collected.
@@ -86,9 +85,8 @@ class LedgerResource:
                 exchange: partition_states(conn, exchange=exchange, since=first)
                 for exchange in {partition.exchange for partition in partitions}
             }
-            for partition in partitions:
-                if partition.day not in known[partition.exchange]:
-                    self.record(conn, partition, self._stored(conn, partition), live=False)
+            new = [each for each in partitions if each.day not in known[each.exchange]]
+            self._record_all(conn, new, live=False)
 
     def record_failed(self, partitions: Sequence[Partition], *, live: bool) -> None:
         """Record the gaps of partitions that could not be collected.
@@ -98,11 +96,31 @@ class LedgerResource:
             LakeError: the archive cannot be read.
         """
         with self.database.connect() as conn:
-            for partition in partitions:
-                self.record(conn, partition, self._stored(conn, partition), live=live)
+            self._record_all(conn, partitions, live=live)
+
+    def _record_all(
+        self, conn: psycopg.Connection, partitions: Sequence[Partition], *, live: bool
+    ) -> None:
+        """By the table itself: what was validated need not have been stored."""
+        found: dict[str, dict[date, Found]] = {}
+        for partition in partitions:
+            found.setdefault(partition.exchange, {})[partition.day] = self._found(
+                partition, self._stored(conn, partition)
+            )
+        for exchange, days in found.items():
+            record_partitions(conn, exchange=exchange, found=days, live=live)
+
+    def _found(
+        self,
+        partition: Partition,
+        stored: Mapping[Series, Intervals],
+        coverage: Coverage | None = None,
+    ) -> Found:
+        if coverage is None:
+            coverage = self.lake.raw().summary(*partition).coverage
+        return Found(*self.look(partition, coverage, stored, now=self.clock.now_ms))
 
     def _stored(self, conn: psycopg.Connection, partition: Partition) -> Mapping[Series, Intervals]:
-        """By the table itself: what was validated need not have been stored."""
         start = day_start_ms(partition.day)
         return stored_runs(
             conn,

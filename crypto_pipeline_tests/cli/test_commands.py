@@ -16,7 +16,7 @@ import pytest
 from crypto_pipeline.core.gaps import Gap, PartitionState
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
 from crypto_pipeline.database.connection import connect
-from crypto_pipeline.database.gap_writer import record_partition
+from crypto_pipeline.database.gap_writer import Found, record_partitions
 from crypto_pipeline.settings import CONFIG, DATABASE_URL, LAKE
 from crypto_pipeline.simulator import SimulatorHandle
 from crypto_pipeline_tests.cli.conftest import PROGRAM, Cli, write_pipeline
@@ -154,7 +154,7 @@ def quiet_day(stored: Cli) -> Iterator[date]:
             " fetched_at, run_id, source FROM candles WHERE symbol = 'BTC/USDT' LIMIT 1",
             [utc(start)],
         )
-        record_partition(conn, exchange="binance", day=day, gaps=gaps, state=state)
+        record_partitions(conn, exchange="binance", found={day: Found(gaps, state)})
         yield day
         conn.execute("DELETE FROM candles WHERE open_time = %s", [utc(start)])
         conn.execute("DELETE FROM candle_gaps WHERE gap_start::date = %s", [day])

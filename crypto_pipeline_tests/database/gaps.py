@@ -11,7 +11,7 @@ import psycopg
 
 from crypto_pipeline.core.gaps import PROVEN, Gap, PartitionState
 from crypto_pipeline.core.timeframes import MINUTE_MS, day_start_ms, timeframe_ms, to_ms
-from crypto_pipeline.database.gap_writer import record_partition
+from crypto_pipeline.database.gap_writer import Found, record_partitions
 from crypto_pipeline_tests.database.frames import START
 
 DAY = START.date()
@@ -71,4 +71,4 @@ def record(
 ) -> None:
     """Record a partition with these gaps; ``changes`` are its state's."""
     state = state_of(gaps, checked_at=checked_at, **changes)
-    record_partition(conn, exchange=exchange, day=day, gaps=gaps, state=state, live=live)
+    record_partitions(conn, exchange=exchange, found={day: Found(gaps, state)}, live=live)

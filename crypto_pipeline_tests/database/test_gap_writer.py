@@ -16,7 +16,7 @@ from crypto_pipeline.core.gaps import CAUSES, Gap
 from crypto_pipeline.core.timeframes import MINUTE_MS
 from crypto_pipeline.database.connection import connect
 from crypto_pipeline.database.gap_reader import gaps, partition_states
-from crypto_pipeline.database.gap_writer import record_partition
+from crypto_pipeline.database.gap_writer import Found, record_partitions
 from crypto_pipeline.errors import DatabaseError
 from crypto_pipeline_tests.database.conftest import empty
 from crypto_pipeline_tests.database.frames import START
@@ -182,9 +182,39 @@ def test_what_is_not_the_ledger_of_a_partition_is_refused_whole(conn, found, wor
     before = ledger(conn), partition_states(conn, exchange="binance", since=DAY)
     state = state_of([], checked_at=LATER)
     with pytest.raises(DatabaseError, match=words) as refused:
-        record_partition(conn, exchange="binance", day=DAY, gaps=[good, *found], state=state)
+        record_partitions(conn, exchange="binance", found={DAY: Found([good, *found], state)})
     assert not refused.value.rerun_helps
     assert (ledger(conn), partition_states(conn, exchange="binance", since=DAY)) == before
+
+
+def test_several_partitions_at_once_are_recorded_as_one_by_one(conn) -> None:
+    """One between them that is not among them, one looked at later meanwhile, and their last answer."""
+    days = [DAY + timedelta(days=number) for number in range(4)]
+    outcomes = []
+    for together in (False, True):
+        empty(conn)
+        for day in days:
+            record(conn, moved(gap(0, 5), day), moved(gap(9, 10), day), day=day)
+        record(conn, moved(gap(3, 7), days[3]), day=days[3], checked_at=LATER + 1)
+        looks = {
+            day: Found(
+                [moved(gap(3, 6), day), moved(gap(3, 6, symbol="A/B"), day)],
+                state_of([], checked_at=LATER, answered_at=NOW + number),
+            )
+            for number, day in enumerate(days)
+            if number != 1
+        }
+        for found in [looks] if together else [{day: look} for day, look in looks.items()]:
+            record_partitions(conn, exchange="binance", found=found, live=True)
+        outcomes.append(
+            (
+                ledger(conn),
+                partition_states(conn, exchange="binance", since=DAY),
+                conn.execute("SELECT exchange, answered_at FROM exchange_states").fetchall(),
+            )
+        )
+    assert outcomes[0] == outcomes[1]
+    assert len(outcomes[0][0]) == 4 + 2 + 1
 
 
 def test_an_older_look_replaces_nothing(conn) -> None:

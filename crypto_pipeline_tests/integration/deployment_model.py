@@ -170,7 +170,7 @@ class Deployment:
     @contextmanager
     def _crashing(self) -> Iterator[None]:
         """Count writes, and let none happen after the last one."""
-        lake_write, record = LakeStorage.write, ledger.record_partition
+        lake_write, record = LakeStorage.write, ledger.record_partitions
 
         def counted_lake(storage: LakeStorage, name: str, content: bytes, **how: Any) -> None:
             self._write()
@@ -182,7 +182,7 @@ class Deployment:
 
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(LakeStorage, "write", counted_lake))
-            stack.enter_context(mock.patch.object(ledger, "record_partition", counted_ledger))
+            stack.enter_context(mock.patch.object(ledger, "record_partitions", counted_ledger))
             try:
                 yield
             except Crash:
