@@ -49,7 +49,7 @@ def judge_answers(
     judgements = []
     end = 0
     for answer in answers:
-        start, end = end, end + len(answer.rows)
+        start, end = end, end + answer.size
         rows = slice(start, end)
         judgements.append(
             _judge(answer, open_time[rows], final[rows], broken[rows], quiet, settle_ms)

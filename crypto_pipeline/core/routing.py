@@ -33,7 +33,7 @@ def home_days(
         answers: the answers.
         extra_rows: the exchange's habit.
     """
-    sizes = [len(answer.rows) for answer in answers]
+    sizes = [answer.size for answer in answers]
 
     def each(values: list[int]) -> npt.NDArray[np.int64]:
         return np.repeat(np.array(values, np.int64), sizes)

@@ -44,6 +44,8 @@ class Layout(NamedTuple):
 
 CCXT_LAYOUT: Final = Layout((0, 1, 2, 3, 4, 5))
 
+#: Setting up columns costs as much as reading so many rows one by one.
+_FEW: Final = 8
 
 #: Times, the five values, and the text each row came as where it is more than its numbers; None if
 #: no row is.
@@ -82,6 +84,8 @@ def row_columns(rows: Sequence[object], layout: Layout) -> RowColumns:
     """The columns of one page, whatever its rows are."""
     if not rows:
         return np.empty(0, np.int64), [np.empty(0) for _ in VALUES], None
+    if len(rows) < _FEW:
+        return _columns_by_row(rows, layout)
     try:
         cells = cells_of(rows, layout)
     except (TypeError, LookupError):
@@ -116,7 +120,7 @@ def _numbers(column: Sequence[object]) -> npt.NDArray[np.float64]:
 
 
 def _columns_by_row(rows: Sequence[object], layout: Layout) -> RowColumns:
-    """The careful way, taken when any row of the page is not six plain numbers."""
+    """The careful way, taken when any row of the page is not six plain numbers, or they are few."""
     open_time = np.full(len(rows), NO_TIME, np.int64)
     values = [np.full(len(rows), math.nan) for _ in VALUES]
     received: list[str | None] = []

@@ -70,8 +70,8 @@ class DayBook:
             )
         self._newest[series] = answer.fetched_at
         self._now = max(self._now, answer.exchange_now)
-        self._answers.append(answer)
-        self.waiting_rows += len(answer.rows)
+        self._answers.append(answer.read())
+        self.waiting_rows += answer.size
 
     def failure(self, failed: FailedRequest) -> None:
         """Note a window that failed, in every partition it touches."""

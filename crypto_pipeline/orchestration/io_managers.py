@@ -212,17 +212,16 @@ def _noting_each(
 
 def _newest(candles: pd.DataFrame) -> dg.TableMetadataValue:
     """The last candle of each series, as a table to look at in the UI."""
-    last = candles.drop_duplicates(["symbol", "timeframe"], keep="last").head(_SHOWN)
-    shown = last[["symbol", "timeframe", "open_time", *VALUES]].astype(
-        {"symbol": "str", "timeframe": "str", "open_time": "str"}
-    )
+    timeframes = candles["timeframe"].cat
+    series = candles["symbol"].cat.codes.astype("int64") * len(timeframes.categories)
+    series += timeframes.codes
+    last = candles.iloc[(~series.duplicated(keep="last")).to_numpy().nonzero()[0][:_SHOWN]]
+    names = ["symbol", "timeframe", "open_time", *VALUES]
+    columns = [map(str, last[name]) if name == "open_time" else last[name] for name in names]
     return dg.MetadataValue.table(
-        [dg.TableRecord(record) for record in shown.to_dict("records")],
+        [dg.TableRecord(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)],
         schema=dg.TableSchema(
-            [
-                dg.TableColumn(name, "float" if name in VALUES else "string")
-                for name in shown.columns
-            ]
+            [dg.TableColumn(name, "float" if name in VALUES else "string") for name in names]
         ),
     )
 
