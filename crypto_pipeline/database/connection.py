@@ -83,8 +83,10 @@ def connect(
     )
     try:
         yield conn
-    finally:
-        kept.give_back(kind, conn)
+    except BaseException:
+        conn.close()  # its locks may still be relied on, by a thread that nobody waits for any more
+        raise
+    kept.give_back(kind, conn)
 
 
 def open_connection(

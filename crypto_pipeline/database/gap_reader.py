@@ -83,11 +83,6 @@ _STATES: Final = sql.SQL(
     " ORDER BY partition_date"
 ).format(table_name(CANDLE_PARTITIONS))
 
-_COMPLETE: Final = sql.SQL(
-    "SELECT partition_date FROM {} WHERE exchange = %(exchange)s AND complete"
-    " AND checked_at >= %(since)s ORDER BY partition_date"
-).format(table_name(CANDLE_PARTITIONS))
-
 _LIVE_SINCE: Final = sql.SQL(
     "SELECT min(partition_date) FROM {} WHERE exchange = %(exchange)s AND live"
 ).format(table_name(CANDLE_PARTITIONS))
@@ -236,13 +231,6 @@ def partition_states(
         )
         for day, complete, expected, stored, missing, unproven, live, answered_at, checked_at in rows
     }
-
-
-def complete_days(conn: psycopg.Connection, *, exchange: str, found_since: datetime) -> list[date]:
-    """The days that were found complete since then, first to last."""
-    scope = {"exchange": exchange, "since": found_since}
-    with database_errors(conn, f"look for complete partitions of {exchange!r}"):
-        return [day for (day,) in conn.execute(_COMPLETE, scope).fetchall()]
 
 
 def live_since(conn: psycopg.Connection, *, exchange: str) -> date | None:

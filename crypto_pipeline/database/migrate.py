@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 HEAD: Final = "0005"
+
+#: The first that has ``date_bin``.
+OLDEST_SERVER: Final = 140_000
 VERSION_TABLE: Final = "crypto_pipeline_version"
 
 #: Right for dozens of series of 1m, and for years of 1h and 1d. From about a hundred series of 1m
@@ -53,10 +56,11 @@ def upgrade(
         use_timescaledb: false makes plain tables even where TimescaleDB is there.
 
     Raises:
-        DatabaseError: not reachable, no right to create tables, or the database was written by a
-            newer version of this package.
+        DatabaseError: not reachable, too old, no right to create tables, or the database was written
+            by a newer version of this package.
     """
     with connect(url, application_name="crypto_pipeline migrate") as conn:
+        refuse_old(conn.info.server_version, where=str(target_of(conn)))
         if _version(conn) != HEAD:
             with database_errors(conn, "wait for another process that migrates"):
                 (key,) = lock_keys(purpose="migrate", exchange="")
@@ -107,6 +111,20 @@ def _refuse_newer(conn: psycopg.Connection, version: str | None) -> None:
         hint="a newer crypto-pipeline migrated this database: upgrade this one.",
         rerun_helps=False,
     )
+
+
+def refuse_old(server_version: int, *, where: str) -> None:
+    """Refuse a server that lacks what statements use (``date_bin``).
+
+    Raises:
+        DatabaseError: it is older than :data:`OLDEST_SERVER`.
+    """
+    if server_version < OLDEST_SERVER:
+        raise DatabaseError(
+            f"{where} runs PostgreSQL {server_version // 10_000}, which is too old.",
+            hint=f"use PostgreSQL {OLDEST_SERVER // 10_000} or newer.",
+            rerun_helps=False,
+        )
 
 
 def _create_extension(url: str) -> None:

@@ -24,7 +24,6 @@ from crypto_pipeline.core.planning import LONGEST_PAUSE_MS
 from crypto_pipeline.core.timeframes import DAY_MS, MINUTE_MS, day_start_ms, to_ms
 from crypto_pipeline.database.exchange_states import back_at
 from crypto_pipeline.database.gap_reader import (
-    complete_days,
     due_days,
     live_since,
     partition_states,
@@ -118,25 +117,32 @@ def _never_said(
     exchange: str,
     now: datetime,
 ) -> list[date]:
-    """Days before today that the ledger found complete of late, and of which no check has said so.
+    """Days before today that the ledger has as complete, and of which no check has said so.
 
-    A run that fails or dies after it has stored a day leaves one that is complete and not green; no
-    answer is missing, so a run over it asks for nothing. Its check is planned then, or was never.
+    A run that fails or dies after a day was stored leaves one that is complete and not green; no answer
+    is missing, so a run over it asks for nothing. Its check is planned then; or was never, where the
+    day was found complete of late: older records may have been removed.
     """
     start, today = config.exchanges[exchange].start, now.astimezone(UTC).date()
-    found = complete_days(conn, exchange=exchange, found_since=now - _OF_LATE)
-    days = {partition_key(exchange, day): day for day in found if start <= day < today}
+    states = partition_states(conn, exchange=exchange, since=start)
+    days = {
+        partition_key(exchange, day): day
+        for day, state in states.items()
+        if state.complete and day < today
+    }
     if not days:
         return []
     judged = instance.event_log_storage.get_asset_check_partition_info(
         [dg.AssetCheckKey(dg.AssetKey(STORED), _SAYS_SO)], partition_keys=list(days)
     )
-    said = {
-        each.partition_key
-        for each in judged
-        if each.latest_execution_status != AssetCheckExecutionRecordStatus.PLANNED
-    }
-    return [day for key, day in days.items() if key not in said]
+    said = {each.partition_key: each.latest_execution_status for each in judged}
+    of_late = to_ms(now - _OF_LATE)
+    return [
+        day
+        for key, day in days.items()
+        if said.get(key) == AssetCheckExecutionRecordStatus.PLANNED
+        or (key not in said and states[day].checked_at >= of_late)
+    ]
 
 
 def _request(
@@ -195,10 +201,17 @@ def _busy_days(
         tags = record.dagster_run.tags
         first = tags.get(RANGE_START) or tags.get("dagster/partition")
         last = tags.get(RANGE_END) or first
-        # A start that was moved since leaves runs over partitions that are none any more.
         if first is None or last is None:
             continue
         if partitions.has_partition_key(first) and partitions.has_partition_key(last):
             keys = partitions.get_partition_keys_in_range(dg.PartitionKeyRange(first, last))
             busy.update(partitions_of(keys))
+            continue
+        # A start that was moved since leaves runs over partitions that are none any more.
+        keys = [partitions.get_partition_key_from_str(key) for key in (first, last)]
+        ends = partitions_of(keys)
+        if exchange in {end.exchange for end in ends}:
+            begun, done = sorted(end.day for end in ends)
+            span = (begun + timedelta(days=n) for n in range((done - begun).days + 1))
+            busy.update(Partition(exchange, day) for day in span)
     return {partition.day for partition in busy if partition.exchange == exchange}

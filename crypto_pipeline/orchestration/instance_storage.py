@@ -31,6 +31,7 @@ from dagster_postgres import (
     PostgresEventLogStorage,
 )
 from dagster_postgres.utils import pg_url_from_config, retry_pg_connection_fn
+from psycopg.errors import ReadOnlySqlTransaction
 from sqlalchemy import (
     ARRAY,
     Connection,
@@ -207,9 +208,9 @@ class _EventLogStorage(PostgresEventLogStorage):
         try:
             with self._transaction() as conn:
                 self._insert_results(conn, list(self._results.values()))
-        except (OperationalError, InterfaceError):
-            raise
-        except DBAPIError:
+        except DBAPIError as error:
+            if _away(error):
+                raise
             self._store_one_by_one()
         self._results.clear()
 
@@ -218,9 +219,9 @@ class _EventLogStorage(PostgresEventLogStorage):
         for key, event in list(self._results.items()):
             try:
                 super().store_event(event)
-            except (OperationalError, InterfaceError):
-                raise
             except DBAPIError as error:
+                if _away(error):
+                    raise
                 refused = error
             del self._results[key]
         if refused is not None:
@@ -262,6 +263,12 @@ class _EventLogStorage(PostgresEventLogStorage):
         if table_name not in self._seen and super().has_table(table_name):
             self._seen.add(table_name)
         return table_name in self._seen
+
+
+def _away(error: DBAPIError) -> bool:
+    """Whether the database is, or takes nothing for now, rather than refuse this one event."""
+    read_only = getattr(error.orig, "pgcode", None) == ReadOnlySqlTransaction.sqlstate
+    return read_only or isinstance(error, OperationalError | InterfaceError)
 
 
 def _result_key(event: EventLogEntry) -> tuple[str, ...] | None:

@@ -16,6 +16,7 @@ from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
 from crypto_pipeline.corridor.completeness import completeness
 from crypto_pipeline.database.gap_reader import partition_states, stored_runs
 from crypto_pipeline.database.gap_writer import Found, record_partitions
+from crypto_pipeline.errors import LakeError
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import ClockResource, DatabaseResource, LakeResource
 
@@ -77,7 +78,7 @@ class LedgerResource:
 
         Raises:
             DatabaseError: the ledger cannot be read or written; it stands as it was.
-            LakeError: the archive cannot be read.
+            LakeError: the archive cannot be read; the other partitions are recorded.
         """
         first = min(partition.day for partition in partitions)
         with self.database.connect() as conn:
@@ -93,7 +94,7 @@ class LedgerResource:
 
         Raises:
             DatabaseError: the ledger cannot be written; it stands as it was.
-            LakeError: the archive cannot be read.
+            LakeError: the archive cannot be read; the other partitions are recorded.
         """
         with self.database.connect() as conn:
             self._record_all(conn, partitions, live=live)
@@ -101,14 +102,23 @@ class LedgerResource:
     def _record_all(
         self, conn: psycopg.Connection, partitions: Sequence[Partition], *, live: bool
     ) -> None:
-        """By the table itself: what was validated need not have been stored."""
+        """By the table itself: what was validated need not have been stored.
+
+        A file that cannot be read costs its own partition's record only.
+        """
         found: dict[str, dict[date, Found]] = {}
+        unreadable: LakeError | None = None
         for partition in partitions:
-            found.setdefault(partition.exchange, {})[partition.day] = self._found(
-                partition, self._stored(conn, partition)
-            )
+            try:
+                each = self._found(partition, self._stored(conn, partition))
+            except LakeError as error:
+                unreadable = unreadable or error
+            else:
+                found.setdefault(partition.exchange, {})[partition.day] = each
         for exchange, days in found.items():
             record_partitions(conn, exchange=exchange, found=days, live=live)
+        if unreadable is not None:
+            raise unreadable
 
     def _found(
         self,

@@ -84,7 +84,8 @@ def _prepare() -> None:
         importlib.import_module(name)
     with suppress(ConfigError):  # the run that needs it says so, where it is seen
         importlib.import_module(_DEFINITIONS)
-    authorities(Exchange().cafile)
+    with suppress(OSError):  # so does the run that needs them
+        authorities(Exchange().cafile)
     gc.collect()
     gc.freeze()  # pages the collector does not touch stay shared
 
@@ -135,8 +136,12 @@ def _read_line() -> str:
 
 
 def _stamp() -> Stamp:
-    """When the program's files and the pipeline file were last changed, and their sizes."""
-    files = [*Path(crypto_pipeline.__file__).parent.rglob("*.py"), read_settings().config_path]
+    """When what is read before a fork was last changed, and its size.
+
+    The program's files, the pipeline file, the certificate authorities.
+    """
+    program = Path(crypto_pipeline.__file__).parent.rglob("*.py")
+    files = [*program, read_settings().config_path, Path(Exchange().cafile)]
     found: Stamp = {}
     for path in files:
         with suppress(OSError):

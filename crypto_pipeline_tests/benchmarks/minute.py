@@ -94,17 +94,18 @@ def _watch(
         if len(simulator.truth.candles(key, symbol, "1m", minute, minute + MINUTE_MS))
     }
     seen: Seen = {}
-    cpu = _cpu_seconds(deployment)
+    cpu: list[float] = []  # at the first minute's begin, and at the end of the last
     deadline = last / 1_000 + LAG_ALLOWED
-    while time.time() < deadline and not wanted <= seen.keys():
+    while time.time() < deadline and not (wanted <= seen.keys() and len(cpu) == 2):
         now = time.time()
+        if now >= (first, last)[len(cpu) > 0] / 1_000 and len(cpu) < 2:
+            cpu.append(_cpu_seconds(deployment))
         for exchange, symbol, minute in deployment.rows(
             "SELECT exchange, symbol, (extract(epoch FROM open_time) * 1000)::bigint FROM candles"
             f" WHERE timeframe = '1m' AND open_time >= to_timestamp({first / 1_000})"
         ):
             seen.setdefault((exchange, symbol, minute), now)
         time.sleep(0.25)
-    cpu = _cpu_seconds(deployment) - cpu
     delays = sorted(seen[key] - (key[2] + MINUTE_MS) / 1_000 for key in wanted & seen.keys())
     return {
         "series": sum(map(len, symbols.values())),
@@ -115,7 +116,7 @@ def _watch(
         "median seconds": round(statistics.median(delays), 2),
         "p95 seconds": round(delays[int(len(delays) * 0.95)], 2),
         "slowest seconds": round(delays[-1], 2),
-        "CPU seconds an exchange and minute": round(cpu / minutes / len(symbols), 2),
+        "CPU seconds an exchange and minute": round((cpu[1] - cpu[0]) / minutes / len(symbols), 2),
     }
 
 
@@ -125,7 +126,10 @@ def _cpu_seconds(deployment: Deployment) -> float:
     total = 0.0
     for process in (up, *up.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
-            if process.name() != "postgres":
+            command = process.cmdline()
+            if not any(
+                part.endswith("/postgres") or part.startswith("postgres:") for part in command
+            ):
                 times = process.cpu_times()
                 total += times.user + times.system + times.children_user + times.children_system
     return total

@@ -81,6 +81,18 @@ def test_locks_are_not_handed_on(url: str) -> None:
             assert other.execute("SELECT pg_try_advisory_lock(7)").fetchone() == (True,)
 
 
+def test_one_whose_user_failed_is_closed(url: str) -> None:
+    """A thread that nobody waits for any more may still rely on its locks, which must end with it."""
+    with connections_kept():
+        used = connect(url)
+        conn = used.__enter__()
+        conn.execute("SELECT pg_advisory_lock(8)")
+        used.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        assert conn.closed
+        with connect(url) as again:
+            assert again is not conn
+
+
 def test_one_that_failed_within_a_transaction_is_closed(url: str) -> None:
     with connections_kept():
         with pytest.raises(psycopg.errors.DivisionByZero), connect(url) as conn:

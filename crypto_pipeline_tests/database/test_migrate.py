@@ -25,6 +25,7 @@ from crypto_pipeline.database.migrate import (
     HEAD,
     VERSION_TABLE,
     alembic_config,
+    refuse_old,
     upgrade,
 )
 from crypto_pipeline.database.tables import METADATA
@@ -273,3 +274,10 @@ def test_a_user_who_may_not_create_the_extension_gets_plain_tables(
     assert "candles will be a plain table" in caplog.text
     with connect(url) as conn:
         assert not storage(conn).hypertable
+
+
+def test_a_server_too_old_for_our_statements_is_refused_by_name() -> None:
+    """The first of them would fail with "function date_bin does not exist"."""
+    refuse_old(140_000, where="db at host")
+    with pytest.raises(DatabaseError, match=r"db at host runs PostgreSQL 13, .* 14 or newer"):
+        refuse_old(130_018, where="db at host")

@@ -218,8 +218,12 @@ def test_days_of_a_run_that_dies_are_done_again(
 def test_days_that_were_green_and_whose_next_run_died_are_judged_again(
     candles: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its checks stay planned: what was green is grey, though no candle is missing."""
+    """Its checks stay planned: what was green is grey, though no candle is missing.
+
+    Also of days that no run has looked at for long: the failed one did not come to any.
+    """
     assert candles.run(*SPAN).success
+    candles.execute("UPDATE candle_partitions SET checked_at = checked_at - interval '3 days'")
     with monkeypatch.context() as patch:
         patch.setattr(io_managers.TimescaleIOManager, "handle_output", dies)
         patch.setattr(assets.OnwardResource, "goes_on", lambda self, context: False)
@@ -252,6 +256,18 @@ def test_what_was_validated_and_not_stored_is_not_called_complete(
     assert not candles.run(*SPAN, may_fail=True).success
     assert stored(candles) == set()
     assert candles.rows("SELECT DISTINCT complete FROM candle_partitions") == [(False,)]
+
+
+def test_a_file_that_cannot_be_read_costs_only_its_own_day(candles: Pipeline) -> None:
+    """The others of its range are on record all the same, so that the sensor finds them."""
+    assert candles.run(*SPAN).success
+    candles.execute("DELETE FROM candle_partitions")
+    files = sorted((candles.settings.home / "lake" / "raw").rglob("*.parquet"))
+    assert len(files) == DAYS
+    files[2].write_bytes(b"not Parquet")
+    assert not candles.run(*SPAN, may_fail=True).success
+    days = {day for (day,) in candles.rows("SELECT partition_date FROM candle_partitions")}
+    assert days == {FIRST + timedelta(number) for number in range(DAYS) if number != 2}
 
 
 def test_no_frame_outlives_its_day(candles: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,7 +214,10 @@ def test_a_day_before_the_start_is_nobody_s(sensor: Sensor) -> None:
     assert sensor.asked() is None
     gone = {RANGE_START: "2024-02-27|kraken", RANGE_END: "2024-02-28|kraken"}
     sensor.run("STARTED", **gone)
-    sensor.record(16, said=False, checked_at=to_ms(sensor.now), live=False)
+    sensor.record(15, 16, said=False, checked_at=to_ms(sensor.now), live=False)
+    assert sensor.asked() == ("03-15", "03-16")
+    half_gone = {RANGE_START: "2024-02-28|binance", RANGE_END: "2024-03-15|binance"}
+    sensor.run("STARTED", **half_gone)
     assert sensor.asked() == ("03-16", "03-16")
 
 

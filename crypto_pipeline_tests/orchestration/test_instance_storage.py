@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from sqlalchemy import text
 
 from crypto_pipeline.cli.environment import project_file
 from crypto_pipeline.database.connection import connect
@@ -169,16 +170,19 @@ def test_results_of_checks_stand_as_dagster_stores_them(
 
 
 @pytest.mark.filterwarnings("ignore::dagster.BetaWarning", "ignore::dagster.PreviewWarning")
+@pytest.mark.parametrize("away", ["broken", "read only"])
 def test_results_that_could_not_be_stored_are_stored_later(
-    instance: dg.DagsterInstance, url: str
+    instance: dg.DagsterInstance, url: str, away: str
 ) -> None:
     """Whoever was told of the failure may not care (a log line): they must not be gone for that."""
     storage = instance._event_storage
     store, attempts = storage._insert_results, []  # type: ignore[attr-defined]
 
     def fails_once(conn: Any, events: Any) -> None:
-        store(conn, events)
         attempts.append(len(events))
+        if len(attempts) == 1 and away == "read only":
+            conn.execute(text("SET TRANSACTION READ ONLY"))
+        store(conn, events)
         if len(attempts) == 1:
             raise ConnectionError("away")
 
