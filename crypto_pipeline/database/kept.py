@@ -51,7 +51,9 @@ def connections_kept() -> Iterator[None]:
 def take(kind: Hashable) -> psycopg.Connection | None:
     """One that waits and still lives, without locks of its session; None if there is none."""
     kept = _kept
-    while kept is not None:
+    if kept is None:
+        return None
+    while True:
         with kept.lock:
             waiting = kept.idle[kind]
             conn = waiting.pop() if waiting else None
@@ -63,7 +65,6 @@ def take(kind: Hashable) -> psycopg.Connection | None:
             conn.close()
         else:
             return conn
-    return None
 
 
 def give_back(kind: Hashable, conn: psycopg.Connection) -> None:

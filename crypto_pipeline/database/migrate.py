@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 HEAD: Final = "0005"
+VERSION_TABLE: Final = "crypto_pipeline_version"
 
 #: The first that has ``date_bin``.
 OLDEST_SERVER: Final = 140_000
-VERSION_TABLE: Final = "crypto_pipeline_version"
 
 #: Right for dozens of series of 1m, and for years of 1h and 1d. From about a hundred series of 1m
 #: on, 7 days keep the newest chunk's index in memory.

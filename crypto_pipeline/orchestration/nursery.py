@@ -57,6 +57,9 @@ _NEEDED: Final = (
 )
 _DEFINITIONS: Final = "crypto_pipeline.definitions"
 
+#: Where ccxt finds the certificate authorities.
+_CAFILE: Final[str] = Exchange().cafile
+
 Stamp = dict[str, tuple[int, int]]
 
 
@@ -85,7 +88,7 @@ def _prepare() -> None:
     with suppress(ConfigError):  # the run that needs it says so, where it is seen
         importlib.import_module(_DEFINITIONS)
     with suppress(OSError):  # so does the run that needs them
-        authorities(Exchange().cafile)
+        authorities(_CAFILE)
     gc.collect()
     gc.freeze()  # pages the collector does not touch stay shared
 
@@ -141,7 +144,7 @@ def _stamp() -> Stamp:
     The program's files, the pipeline file, the certificate authorities.
     """
     program = Path(crypto_pipeline.__file__).parent.rglob("*.py")
-    files = [*program, read_settings().config_path, Path(Exchange().cafile)]
+    files = [*program, read_settings().config_path, Path(_CAFILE)]
     found: Stamp = {}
     for path in files:
         with suppress(OSError):
