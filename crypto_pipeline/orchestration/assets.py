@@ -24,7 +24,7 @@ from crypto_pipeline.corridor.collected import CollectedDay
 from crypto_pipeline.corridor.garbage import rare_collections
 from crypto_pipeline.corridor.plan import Resting
 from crypto_pipeline.corridor.requests import FailedRequest
-from crypto_pipeline.errors import CryptoPipelineError
+from crypto_pipeline.errors import CryptoPipelineError, LakeError
 from crypto_pipeline.lake.zones import RawPartition
 from crypto_pipeline.orchestration.ahead import Work, in_background
 from crypto_pipeline.orchestration.failures import told_to_dagster
@@ -134,7 +134,11 @@ def _collect_each(
             for partition in failed:
                 _noting(context)(partition, {"error": str(error)})
             # Nothing will be stored, so the ledger would not hear of what failed.
-            ledger.record_failed(failed, live=EXCHANGE_TAG in context.run.tags)
+            try:
+                ledger.record_failed(failed, live=EXCHANGE_TAG in context.run.tags)
+            except LakeError as unreadable:
+                # The others go on all the same; what kept these from being collected is told below.
+                context.log.error(str(unreadable))  # noqa: TRY400 - its message says all
     exchanges = {partition.exchange for partition in wanted}
     for failure in failures if len(failures) < len(exchanges) else failures[1:]:
         context.log.error(str(failure))

@@ -15,6 +15,7 @@ import dagster as dg
 import psycopg
 
 # Not exported by dagster; pinned by the tests of this module.
+from dagster._check import CheckError
 from dagster._core.storage.asset_check_execution_record import (  # noqa: TID251
     AssetCheckExecutionRecordStatus,
 )
@@ -29,7 +30,7 @@ from crypto_pipeline.database.gap_reader import (
     partition_states,
 )
 from crypto_pipeline.orchestration.ahead import STORED
-from crypto_pipeline.orchestration.partitions import Partition, partition_key, partitions_of
+from crypto_pipeline.orchestration.partitions import partition_key, partitions_of
 from crypto_pipeline.orchestration.resources import ClockResource, DatabaseResource
 from crypto_pipeline.orchestration.schedules import UNDER_WAY
 from crypto_pipeline.orchestration.tags import HEALS_TAG, RANGE_END, RANGE_START
@@ -68,13 +69,12 @@ def build_sensor(
                 if reason is None:
                     busy = _busy_days(context.instance, partitions, exchange)
                     due = [d for d in _due(conn, config, exchange, clock.now()) if d not in busy]
-                    due = due or [
-                        day
-                        for day in _never_said(
-                            context.instance, conn, config, exchange, clock.now()
-                        )
-                        if day not in busy
-                    ]
+                    if not due:
+                        grey = _never_said(context.instance, conn, config, exchange, clock.now())
+                        due = [day for day in grey if day not in busy]
+                        # No ledger says when to try one of these again: the others go first.
+                        failed = _failed_days(context.instance, partitions, exchange)
+                        due = [day for day in due if day not in failed] or due
                     if due:
                         yield _request(config, exchange, due, clock.now())
                         continue
@@ -196,8 +196,25 @@ def _busy_days(
     instance: dg.DagsterInstance, partitions: dg.MultiPartitionsDefinition, exchange: str
 ) -> set[date]:
     """Days of the exchange that a run under way collects."""
-    busy: set[Partition] = set()
-    for record in instance.get_run_records(dg.RunsFilter(statuses=UNDER_WAY)):
+    return _days_of(
+        instance.get_run_records(dg.RunsFilter(statuses=UNDER_WAY)), partitions, exchange
+    )
+
+
+def _failed_days(
+    instance: dg.DagsterInstance, partitions: dg.MultiPartitionsDefinition, exchange: str
+) -> set[date]:
+    """Days that this sensor's last runs failed on."""
+    failed = dg.RunsFilter(tags={HEALS_TAG: exchange}, statuses=[dg.DagsterRunStatus.FAILURE])
+    return _days_of(instance.get_run_records(failed, limit=_RECENT), partitions, exchange)
+
+
+def _days_of(
+    runs: Sequence[dg.RunRecord], partitions: dg.MultiPartitionsDefinition, exchange: str
+) -> set[date]:
+    """Days of the exchange among the runs' partitions."""
+    found: set[date] = set()
+    for record in runs:
         tags = record.dagster_run.tags
         first = tags.get(RANGE_START) or tags.get("dagster/partition")
         last = tags.get(RANGE_END) or first
@@ -205,13 +222,14 @@ def _busy_days(
             continue
         if partitions.has_partition_key(first) and partitions.has_partition_key(last):
             keys = partitions.get_partition_keys_in_range(dg.PartitionKeyRange(first, last))
-            busy.update(partitions_of(keys))
+            found.update(one.day for one in partitions_of(keys) if one.exchange == exchange)
             continue
         # A start that was moved since leaves runs over partitions that are none any more.
-        keys = [partitions.get_partition_key_from_str(key) for key in (first, last)]
-        ends = partitions_of(keys)
+        try:
+            ends = partitions_of(map(partitions.get_partition_key_from_str, (first, last)))
+        except (CheckError, ValueError):
+            continue  # of somebody else's partitions
         if exchange in {end.exchange for end in ends}:
             begun, done = sorted(end.day for end in ends)
-            span = (begun + timedelta(days=n) for n in range((done - begun).days + 1))
-            busy.update(Partition(exchange, day) for day in span)
-    return {partition.day for partition in busy if partition.exchange == exchange}
+            found.update(begun + timedelta(days=n) for n in range((done - begun).days + 1))
+    return found

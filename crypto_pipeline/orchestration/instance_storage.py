@@ -134,13 +134,21 @@ class _EventLogStorage(PostgresEventLogStorage):
         dies between has not said its step is done.
         """
         key = _result_key(event)
+        refused: DBAPIError | None = None
         with self._storing:
             if key is None or key in self._results or len(self._results) >= _TOGETHER:
-                self._store_results()
+                try:
+                    self._store_results()
+                except DBAPIError as error:
+                    if _away(error):
+                        raise
+                    refused = error
             if key is not None:
                 self._results[key] = event
         if key is None:
             super().store_event(event)
+        if refused is not None:
+            raise refused  # of a result before; this event is stored all the same
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """As its base; what a run intends all or none, with a few statements.

@@ -204,6 +204,27 @@ def test_a_complete_day_that_no_check_judged_is_due(sensor: Sensor) -> None:
     assert sensor.asked("kraken") is None
 
 
+def test_a_day_that_fails_again_and_again_keeps_no_other_grey(sensor: Sensor) -> None:
+    """Nothing says when to try it again, and the newest goes first: the others would never come."""
+    sensor.record(14, 15, 16, said=False, checked_at=to_ms(sensor.now), live=False)
+    sensor.record(17, 18, checked_at=to_ms(sensor.now), live=False)
+    failed = {"dagster/partition": partition_key("binance", march(16)), HEALS_TAG: "binance"}
+    sensor.run("FAILURE", **failed)
+    sensor.now = sensor.ended() + timedelta(days=1)
+    sensor.conn.execute("UPDATE candle_partitions SET checked_at = %s", [sensor.now])
+    assert sensor.asked() == ("03-14", "03-15")
+    sensor.judge("binance", march(14), passed=True)
+    sensor.judge("binance", march(15), passed=True)
+    assert sensor.asked() == ("03-16", "03-16")
+
+
+def test_runs_over_somebody_else_s_partitions_are_in_nobody_s_way(sensor: Sensor) -> None:
+    sensor.record(16, said=False, checked_at=to_ms(sensor.now), live=False)
+    for key in ("2024-02-01", "foo", "foo|bar", "binance|2023-01-01"):
+        sensor.run("STARTED", **{"dagster/partition": key})
+    assert sensor.asked() == ("03-16", "03-16")
+
+
 def test_a_day_before_the_start_is_nobody_s(sensor: Sensor) -> None:
     """The start was moved: a request for a partition that is none fails the tick of all exchanges."""
     before = date(2024, 2, 28)

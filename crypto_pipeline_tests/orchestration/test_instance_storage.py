@@ -218,7 +218,15 @@ def test_a_result_that_is_refused_costs_no_other_and_is_told_once(
             " AND check_name = 'sound' GROUP BY 1 ORDER BY 1",
             [runs[0]],
         ).fetchall()
+        twice = conn.execute(
+            "SELECT count(*) FROM event_logs, LATERAL (SELECT event::json -> 'dagster_event'"
+            " -> 'event_specific_data' AS told) AS found WHERE run_id = %s"
+            " AND dagster_event_type = 'ASSET_CHECK_EVALUATION'"
+            " AND told ->> 'partition' = '2024-01-07' AND told ->> 'check_name' = 'sound'",
+            [runs[0]],
+        ).fetchone()
     assert found == [("FAILED", 10), ("PLANNED", 1), ("SUCCEEDED", 19)]
+    assert twice == (2,)  # the one whose coming stored the others
     (failed, *more) = (
         event.dagster_event
         for event in instance.all_logs(runs[0], of_type=dg.DagsterEventType.STEP_FAILURE)
