@@ -166,6 +166,7 @@ class Chaos:
             lake.unlink()
             away.rename(lake)
 
+        lake.mkdir(exist_ok=True)  # none has been made before the first tick
         lake.rename(away)
         while True:
             try:
