@@ -104,6 +104,9 @@ class StrictAnswers:
     answer_bytes: int | None = None  # None as fits what is asked
     page: int = 1_000
 
+    #: ccxt sleeps a quarter of a second once all is closed, for an aiohttp that did not wait for TLS.
+    timeout_on_exit = 0
+
     @property
     def bound(self) -> Bound:
         """Of the next answer: until the markets are there, it is a list of markets."""

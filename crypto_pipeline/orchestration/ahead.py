@@ -9,7 +9,7 @@ changed since.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -56,14 +56,22 @@ class DoneAhead:
         self, run_id: str, step: str, partition: Partition, otherwise: Callable[[], Result]
     ) -> Result:
         """What was done, once; what ``otherwise`` makes if nothing was, or it does not stand any more."""
+        found, _ = self.taken(run_id, step, [partition])
+        return cast("Result", found[partition]) if found else otherwise()
+
+    def taken(
+        self, run_id: str, step: str, partitions: Sequence[Partition]
+    ) -> tuple[dict[Partition, Any], list[Partition]]:
+        """What was done and stands, once; and of which partitions there is no such thing."""
         results = self._runs.get(run_id, {})
-        found = results.pop((step, partition), None)
+        found: dict[Partition, Any] = {}
+        for partition in partitions:
+            result, stands = results.pop((step, partition), (None, None))
+            if stands is not None and stands():
+                found[partition] = result
         if not results:
             self._runs.pop(run_id, None)
-        if found is None:
-            return otherwise()
-        result, stands = found
-        return cast("Result", result) if stands() else otherwise()
+        return found, [partition for partition in partitions if partition not in found]
 
 
 #: What one thread does with a partition, given what the archive holds of it, if that is at hand.

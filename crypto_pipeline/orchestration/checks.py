@@ -21,7 +21,7 @@ from crypto_pipeline.orchestration.onward import OnwardResource
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
 from crypto_pipeline.orchestration.verdicts_raw import candle_schema
-from crypto_pipeline.orchestration.verdicts_stored import Archived
+from crypto_pipeline.orchestration.verdicts_stored import Archived, Runs
 
 Results = Iterator[dg.AssetCheckEvaluation | dg.Output[None]]
 
@@ -124,16 +124,21 @@ def build_checks(
         zone = lake.validated()
         take = partial(onward.done.take, context.op_execution_context.run_id)
 
-        def archived(partition: Partition) -> Archived:
-            coverage = lake.raw().summary(*partition).coverage
-            return onward.judge_stored.archived(partition, coverage, zone.read_slots(*partition))
-
         @contextmanager
         def opened() -> Iterator[Judge]:
             with database.connect() as conn:
-                yield lambda one: onward.judge_stored(
-                    one, conn, take(STORED_CHECKS, one, lambda: archived(one))
-                )
+
+                def look(partition: Partition) -> tuple[Archived, Runs]:
+                    coverage = lake.raw().summary(*partition).coverage
+                    slots = zone.read_slots(*partition)
+                    archived = onward.judge_stored.archived(partition, coverage, slots)
+                    return archived, onward.judge_stored.seen(partition, conn)
+
+                def judge(partition: Partition) -> Mapping[str, Verdict]:
+                    found = take(STORED_CHECKS, partition, lambda: look(partition))
+                    return onward.judge_stored(partition, conn, *found)
+
+                yield judge
 
         yield from evaluations(context, stored_specs, opened)
 

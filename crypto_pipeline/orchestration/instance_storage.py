@@ -3,85 +3,37 @@
 ``dagster-postgres`` opens a connection for each statement group: two or three an event, each a login
 and a server process, which was half of a backfill's time and most of the database's. Here a process
 keeps a few, and looks whether one still lives before it uses it: a server that was restarted in
-between is no error. ``dagster.yaml`` names this class.
+between is no error. ``dagster.yaml`` names this class; events are stored by :mod:`.event_storage`.
 
-It also stores together what Dagster stores one by one: the check results of a step, four statements each,
-and what a run intends, three or four for each partition of each asset.
+Before most of its statements Dagster also asks which tables and columns there are, for databases that
+were not migrated yet. What is there stays there, so each is asked about until it was seen once.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import select
+import time
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any, Final, Self
 
-# Not exported by dagster; pinned by the tests of this module.
-from dagster import DagsterEventType, EventLogEntry
-from dagster._core.storage.asset_check_execution_record import (  # noqa: TID251
-    AssetCheckExecutionRecordStatus,
-)
-from dagster._core.storage.event_log.schema import (  # noqa: TID251
-    AssetCheckExecutionsTable,
-    SqlEventLogStorageTable,
-)
-from dagster._serdes import serialize_value
 from dagster_postgres import (
     DagsterPostgresStorage,
-    PostgresEventLogStorage,
+    PostgresRunStorage,
+    PostgresScheduleStorage,
 )
 from dagster_postgres.utils import pg_url_from_config, retry_pg_connection_fn
-from psycopg.errors import ReadOnlySqlTransaction
-from sqlalchemy import (
-    ARRAY,
-    Connection,
-    bindparam,
-    cast,
-    column,
-    create_engine,
-    func,
-    inspect,
-)
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy import Engine, create_engine, event, inspect
+from sqlalchemy.exc import InvalidatePoolError
 
-#: Check results that are stored with one statement, at most.
-_TOGETHER: Final = 100
-
-_RESULT_KEY: Final = ("asset_key", "check_name", "run_id", "partition")
-_FOUND: Final = (
-    "execution_status",
-    "evaluation_event",
-    "evaluation_event_timestamp",
-    "evaluation_event_storage_id",
-    "materialization_event_storage_id",
-)
-_RESULT: Final = (*_RESULT_KEY, *_FOUND)
-
-_EXECUTIONS: Final = AssetCheckExecutionsTable
-_GIVEN: Final = (
-    func.unnest(
-        *(cast(bindparam(f"all_{name}"), ARRAY(_EXECUTIONS.c[name].type)) for name in _RESULT)
-    )
-    .table_valued(*(column(name, _EXECUTIONS.c[name].type) for name in _RESULT))
-    .render_derived(name="given")
-)
-_SET_RESULTS: Final = (
-    _EXECUTIONS.update()
-    .where(*(_EXECUTIONS.c[name] == _GIVEN.c[name] for name in _RESULT_KEY))
-    .values({name: _GIVEN.c[name] for name in _FOUND})
-    .returning(*(_EXECUTIONS.c[name] for name in _RESULT_KEY))
-)
-_INSERT_EVENTS: Final = SqlEventLogStorageTable.insert().returning(
-    SqlEventLogStorageTable.c.id, sort_by_parameter_order=True
-)
-
-_PLANNED: Final = {
-    DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
-    DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED,
-}
+from crypto_pipeline.orchestration.event_storage import EventLogStorage
 
 #: A table of each part of the storage: what they look for before they make theirs.
 _NEEDED: Final = {"event_logs", "runs", "instance_info", "jobs"}
+
+#: What says nothing and was used just now is alive; a network in between may have forgotten the rest.
+_TRUSTED_SECONDS: Final = 5.0
+_USED: Final = "used_at"
 
 
 class PooledPostgresStorage(DagsterPostgresStorage):
@@ -93,18 +45,14 @@ class PooledPostgresStorage(DagsterPostgresStorage):
         should_autocreate_tables: bool = True,  # noqa: FBT001, FBT002 - its base's signature
         inst_data: Any = None,
     ) -> None:
-        engine = create_engine(
-            postgres_url,
-            isolation_level="AUTOCOMMIT",
-            pool_size=5,
-            max_overflow=-1,  # as without a pool: never refused
-            pool_pre_ping=True,
-        )
+        engine = _pooled_engine(postgres_url)
         if should_autocreate_tables:  # each of the parts would look for itself
             there = retry_pg_connection_fn(lambda: inspect(engine).get_table_names())
             should_autocreate_tables = not _NEEDED.issubset(there)
-        super().__init__(postgres_url, should_autocreate_tables, inst_data)
-        self._event_log_storage = _EventLogStorage(postgres_url, should_autocreate_tables)
+        super().__init__(postgres_url, False, inst_data)  # noqa: FBT003 - its parts are ours
+        self._event_log_storage = EventLogStorage(postgres_url, should_autocreate_tables)
+        self._run_storage = _RunStorage(postgres_url, should_autocreate_tables)
+        self._schedule_storage = _ScheduleStorage(postgres_url, should_autocreate_tables)
         for storage in (self._event_log_storage, self._run_storage, self._schedule_storage):
             storage._engine = engine  # noqa: SLF001 - pinned by the tests of this module
 
@@ -118,178 +66,60 @@ class PooledPostgresStorage(DagsterPostgresStorage):
         )
 
 
-class _EventLogStorage(PostgresEventLogStorage):
-    """Stores the results of checks together, before whatever event comes next."""
+def _once_seen(look: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """A look at the schema that is not taken again once it said yes."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        self._seen: set[str] = set()
-        self._results: dict[tuple[str, ...], EventLogEntry] = {}
-        self._storing = threading.Lock()
-        super().__init__(*arguments, **named)
+    @wraps(look)
+    def seen(storage: Any) -> bool:
+        known: set[str] = storage.__dict__.setdefault("_once_seen", set())
+        if look.__name__ not in known and look(storage):
+            known.add(look.__name__)
+        return look.__name__ in known
 
-    def store_event(self, event: EventLogEntry) -> None:
-        """As its base; a partition's check result waits for the others, or for another event.
+    return seen
 
-        A step's results are followed by the step's end, so none waits for long, and a process that
-        dies between has not said its step is done.
-        """
-        key = _result_key(event)
-        refused: DBAPIError | None = None
-        with self._storing:
-            if key is None or key in self._results or len(self._results) >= _TOGETHER:
-                try:
-                    self._store_results()
-                except DBAPIError as error:
-                    if _away(error):
-                        raise
-                    refused = error
-            if key is not None:
-                self._results[key] = event
-        if key is None:
-            super().store_event(event)
-        if refused is not None:
-            raise refused  # of a result before; this event is stored all the same
 
-    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
-        """As its base; what a run intends all or none, with a few statements.
+class _RunStorage(PostgresRunStorage):
+    has_run_stats_index_cols = _once_seen(PostgresRunStorage.has_run_stats_index_cols)
+    has_backfill_id_column = _once_seen(PostgresRunStorage.has_backfill_id_column)
 
-        Whatever fails, Dagster tries again one by one.
-        """
-        with self._storing:
-            self._store_results()
-        if events and {event.get_dagster_event().event_type for event in events} <= _PLANNED:
-            with self._transaction() as conn:
-                self._insert_planned(conn, events)
-        else:
-            super().store_event_batch(events)
 
-    def _insert_planned(self, conn: Connection, events: Sequence[EventLogEntry]) -> None:
-        newest: dict[
-            str, tuple[EventLogEntry, int]
-        ] = {}  # in Dagster's order, so that none wait in a circle
-        checks: list[dict[str, Any]] = []
-        for event, event_id in zip(events, self._insert_events(conn, events), strict=True):
-            asset = event.get_dagster_event().asset_key
-            if asset is not None:
-                newest[asset.to_string()] = event, event_id
-            else:
-                checks.extend(self._planned_rows(event, event_id))
-        for event, event_id in newest.values():
-            self._store_asset_event(conn, event, event_id)
-        if checks:
-            conn.execute(_EXECUTIONS.insert(), checks)
+class _ScheduleStorage(PostgresScheduleStorage):
+    has_instigators_table = _once_seen(PostgresScheduleStorage.has_instigators_table)
+    has_secondary_index_table = _once_seen(PostgresScheduleStorage.has_secondary_index_table)
 
-    def _planned_rows(self, event: EventLogEntry, event_id: int) -> list[dict[str, Any]]:
-        planned = event.get_dagster_event().asset_check_planned_data
-        subset = planned.partitions_subset
-        row = {
-            "asset_key": planned.asset_key.to_string(),
-            "check_name": planned.check_name,
-            "run_id": event.run_id,
-            "execution_status": AssetCheckExecutionRecordStatus.PLANNED.value,
-            "evaluation_event": serialize_value(event),
-            "evaluation_event_timestamp": self._event_insert_timestamp(event),  # type: ignore[no-untyped-call]
-            "evaluation_event_storage_id": event_id,
-        }
-        keys = [None] if subset is None else subset.get_partition_keys()
-        return [{**row, "partition": key} for key in keys]
 
-    def _insert_events(self, conn: Connection, events: Sequence[EventLogEntry]) -> list[int]:
-        rows = [self._event_to_row(event) for event in events]
-        return [int(event_id) for (event_id,) in conn.execute(_INSERT_EVENTS, rows)]
+def _pooled_engine(url: str) -> Engine:
+    engine = create_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        pool_size=5,
+        max_overflow=-1,  # as without a pool: never refused
+    )
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        """The pool's connections are in autocommit."""
-        with self._engine.connect() as plain:
-            conn = plain.execution_options(isolation_level="READ COMMITTED")
-            with conn.begin():
-                yield conn
+    def put_back(connection: Any, record: Any) -> None:
+        record.info[_USED] = time.monotonic()
 
-    def _store_results(self) -> None:
-        """Those that wait, all or none. They wait on while the database is away.
-
-        What it refuses is stored as Dagster does, one by one, and told once, like any event's refusal.
-        """
-        if not self._results:
+    def look(connection: Any, record: Any, taken: Any) -> None:
+        """As ``pool_pre_ping``, which asks each time: that was two fifths of a small statement."""
+        idle = time.monotonic() - record.info.get(_USED, float("-inf"))
+        if idle < _TRUSTED_SECONDS and not _has_something_to_say(connection):
             return
         try:
-            with self._transaction() as conn:
-                self._insert_results(conn, list(self._results.values()))
-        except DBAPIError as error:
-            if _away(error):
-                raise
-            self._store_one_by_one()
-        self._results.clear()
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError from error  # makes the pool connect anew
 
-    def _store_one_by_one(self) -> None:
-        refused: DBAPIError | None = None
-        for key, event in list(self._results.items()):
-            try:
-                super().store_event(event)
-            except DBAPIError as error:
-                if _away(error):
-                    raise
-                refused = error
-            del self._results[key]
-        if refused is not None:
-            raise refused
-
-    def _insert_results(self, conn: Connection, events: Sequence[EventLogEntry]) -> None:
-        rows = [
-            self._result_row(event, event_id)
-            for event, event_id in zip(events, self._insert_events(conn, events), strict=True)
-        ]
-        given = {f"all_{name}": [row[name] for row in rows] for name in _RESULT}
-        there = {tuple(row) for row in conn.execute(_SET_RESULTS, given)}
-        unplanned = [row for row in rows if tuple(row[n] for n in _RESULT_KEY) not in there]
-        if unplanned:
-            conn.execute(_EXECUTIONS.insert(), unplanned)
-
-    def _result_row(self, event: EventLogEntry, event_id: int) -> dict[str, Any]:
-        evaluation = event.get_dagster_event().asset_check_evaluation_data
-        target = evaluation.target_materialization_data
-        status = (
-            AssetCheckExecutionRecordStatus.SUCCEEDED
-            if evaluation.passed
-            else AssetCheckExecutionRecordStatus.FAILED
-        )
-        return {
-            "asset_key": evaluation.asset_key.to_string(),
-            "check_name": evaluation.check_name,
-            "run_id": event.run_id,
-            "partition": evaluation.partition,
-            "execution_status": status.value,
-            "evaluation_event": serialize_value(event),
-            "evaluation_event_timestamp": self._event_insert_timestamp(event),  # type: ignore[no-untyped-call]
-            "evaluation_event_storage_id": event_id,
-            "materialization_event_storage_id": target.storage_id if target else None,
-        }
-
-    def has_table(self, table_name: str) -> bool:
-        """Whether there is such a table; one that was seen stays."""
-        if table_name not in self._seen and super().has_table(table_name):
-            self._seen.add(table_name)
-        return table_name in self._seen
+    event.listen(engine, "checkin", put_back)
+    event.listen(engine, "checkout", look)
+    return engine
 
 
-def _away(error: DBAPIError) -> bool:
-    """Whether the database is, or takes nothing for now, rather than refuse this one event."""
-    read_only = getattr(error.orig, "pgcode", None) == ReadOnlySqlTransaction.sqlstate
-    return read_only or isinstance(error, OperationalError | InterfaceError)
-
-
-def _result_key(event: EventLogEntry) -> tuple[str, ...] | None:
-    """Of a check's result for one partition in a run; None for any other event."""
-    found = event.dagster_event
-    if found is None or found.event_type != DagsterEventType.ASSET_CHECK_EVALUATION:
-        return None
-    evaluation = found.asset_check_evaluation_data
-    if not event.run_id or evaluation.partition is None:
-        return None
-    return (
-        evaluation.asset_key.to_string(),
-        evaluation.check_name,
-        event.run_id,
-        evaluation.partition,
-    )
+def _has_something_to_say(connection: Any) -> bool:
+    """Whether an idle connection can be read from: the server's farewell, or that it is gone."""
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))

@@ -6,7 +6,7 @@ dies half-way must leave what it got; an IO manager replaces what an asset retur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,7 @@ import psycopg
 from psycopg import sql
 
 from crypto_pipeline.core.candles import VALUES
-from crypto_pipeline.core.coverage import Coverage, Series
-from crypto_pipeline.core.intervals import Intervals
+from crypto_pipeline.core.coverage import Coverage
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
 from crypto_pipeline.corridor.completeness import filled
 from crypto_pipeline.database.candle_writer import replace_live_candles, upsert_candles
@@ -27,7 +26,7 @@ from crypto_pipeline.errors import LakeError
 from crypto_pipeline.orchestration.ahead import STORED, VALIDATED, DoneAhead
 from crypto_pipeline.orchestration.failures import told_to_dagster
 from crypto_pipeline.orchestration.frames import Given, PartitionedCandles
-from crypto_pipeline.orchestration.ledger import LedgerResource
+from crypto_pipeline.orchestration.ledger import LedgerResource, StoredRuns
 from crypto_pipeline.orchestration.parallel import in_threads
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
@@ -45,12 +44,10 @@ class Stored:
     Attributes:
         metadata: of its materialization.
         runs: what of each series is stored now.
-        coverage: what was asked for, if it is at hand.
     """
 
     metadata: Mapping[str, Any]
-    runs: Mapping[Series, Intervals]
-    coverage: Coverage | None = None
+    runs: StoredRuns
 
 
 class NoIOManager(dg.IOManager):
@@ -90,7 +87,7 @@ class ValidatedLakeIOManager(dg.IOManager):
                     context.run_id, VALIDATED, partition, lambda: write(partition)
                 )
 
-        _noting_each(obj, worker)
+        _noting_each(obj, obj.partitions, worker)
 
     def write(self, partition: Partition, given: Given) -> dict[str, Any]:
         """Write one partition; its materialization's metadata."""
@@ -139,30 +136,39 @@ class TimescaleIOManager(dg.IOManager):
         self._done = done
 
     def handle_output(self, context: dg.OutputContext, obj: PartitionedCandles) -> None:
-        """Store each partition as it is given."""
+        """Store each partition as it is given; those that were stored ahead are recorded at once."""
+        ahead, left = self._done.taken(context.run_id, STORED, obj.partitions)
+        with told_to_dagster(), self._database.connect() as conn:
+            for partition, metadata in self._record(conn, ahead, live=obj.live).items():
+                obj.note(partition, metadata)
 
         @contextmanager
         def worker() -> Iterator[Worker]:
             with obj.opened() as give, self._database.connect() as conn:
 
-                def anew(partition: Partition) -> Stored:
-                    with give(partition) as given:
-                        return self.store(conn, partition, given.candles)
-
                 def store(partition: Partition) -> dict[str, Any]:
-                    found = self._done.take(
-                        context.run_id, STORED, partition, lambda: anew(partition)
-                    )
-                    # Here, not with the candles: a run that ends before this step has not done its day.
-                    state = self._ledger.record(
-                        conn, partition, found.runs, live=obj.live, coverage=found.coverage
-                    )
-                    missing = {f"missing: {cause}": n for cause, n in state.missing.items()}
-                    return {"missing": sum(state.missing.values()), **missing, **found.metadata}
+                    with give(partition) as given:
+                        stored = {partition: self.store(conn, partition, given.candles)}
+                    return self._record(conn, stored, live=obj.live)[partition]
 
                 yield store
 
-        _noting_each(obj, worker)
+        _noting_each(obj, left, worker)
+
+    def _record(
+        self, conn: psycopg.Connection, stored: Mapping[Partition, Stored], *, live: bool
+    ) -> dict[Partition, dict[str, Any]]:
+        """Tell the ledger; the metadata of the materializations.
+
+        Here, not with the candles: a run that ends before this step has not done its days.
+        """
+        found = {partition: each.runs for partition, each in stored.items()}
+        metadata = {}
+        for partition, state in self._ledger.record(conn, found, live=live).items():
+            missing = {f"missing: {cause}": n for cause, n in state.missing.items()}
+            sums = {"missing": sum(state.missing.values()), **missing}
+            metadata[partition] = {**sums, **stored[partition].metadata}
+        return metadata
 
     def store(
         self,
@@ -194,7 +200,7 @@ class TimescaleIOManager(dg.IOManager):
             "newest candles": _newest(final),
             "query": dg.MetadataValue.text(_query(partition.exchange, start)),
         }
-        return Stored(metadata, filled(final), coverage)
+        return Stored(metadata, StoredRuns(filled(final), coverage))
 
     def load_input(self, context: dg.InputContext) -> object:
         """Not offered: read ``candles`` with SQL."""
@@ -203,10 +209,11 @@ class TimescaleIOManager(dg.IOManager):
 
 def _noting_each(
     obj: PartitionedCandles,
+    partitions: Sequence[Partition],
     worker: Callable[[], AbstractContextManager[Worker]],
 ) -> None:
     with told_to_dagster():
-        for partition, metadata in in_threads(obj.partitions, worker):
+        for partition, metadata in in_threads(partitions, worker):
             obj.note(partition, metadata)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from typing import NamedTuple
 
 import psycopg
 
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.coverage import Coverage, Series
 from crypto_pipeline.core.gaps import Gap, PartitionState
-from crypto_pipeline.core.intervals import Intervals
+from crypto_pipeline.core.intervals import Interval, Intervals, intersect, union
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
 from crypto_pipeline.corridor.completeness import completeness
 from crypto_pipeline.database.gap_reader import partition_states, stored_runs
@@ -19,6 +20,16 @@ from crypto_pipeline.database.gap_writer import Found, record_partitions
 from crypto_pipeline.errors import LakeError
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import ClockResource, DatabaseResource, LakeResource
+
+
+class StoredRuns(NamedTuple):
+    """What is stored of each series of a partition, and what was asked for it.
+
+    Without ``coverage``, the archive is asked.
+    """
+
+    runs: Mapping[Series, Intervals]
+    coverage: Coverage | None = None
 
 
 @dataclass(frozen=True)
@@ -51,25 +62,23 @@ class LedgerResource:
     def record(
         self,
         conn: psycopg.Connection,
-        partition: Partition,
-        stored: Mapping[Series, Intervals],
+        stored: Mapping[Partition, StoredRuns],
         *,
         live: bool,
-        coverage: Coverage | None = None,
-    ) -> PartitionState:
-        """Record the gaps of a partition, given what is stored of each series.
-
-        ``coverage`` is read from the archive where it is not given.
+    ) -> dict[Partition, PartitionState]:
+        """Record the gaps of partitions, given what is stored of each.
 
         Raises:
-            DatabaseError: the ledger cannot be written; it stands as it was.
+            DatabaseError: the ledger cannot be written; of an exchange all is recorded, or nothing.
             LakeError: the archive cannot be read.
         """
-        found = self._found(partition, stored, coverage)
-        record_partitions(
-            conn, exchange=partition.exchange, found={partition.day: found}, live=live
-        )
-        return found.state
+        found: dict[str, dict[date, Found]] = {}
+        for partition, (runs, coverage) in stored.items():
+            each = self._found(partition, runs, coverage)
+            found.setdefault(partition.exchange, {})[partition.day] = each
+        for exchange, days in found.items():
+            record_partitions(conn, exchange=exchange, found=days, live=live)
+        return {partition: found[partition.exchange][partition.day].state for partition in stored}
 
     def intend(self, partitions: Sequence[Partition]) -> None:
         """Record the gaps of partitions that nobody has looked at yet, before they are collected.
@@ -108,9 +117,10 @@ class LedgerResource:
         """
         found: dict[str, dict[date, Found]] = {}
         unreadable: LakeError | None = None
+        stored = self._stored(conn, partitions)
         for partition in partitions:
             try:
-                each = self._found(partition, self._stored(conn, partition))
+                each = self._found(partition, stored[partition])
             except LakeError as error:
                 unreadable = unreadable or error
             else:
@@ -130,12 +140,29 @@ class LedgerResource:
             coverage = self.lake.raw().summary(*partition).coverage
         return Found(*self.look(partition, coverage, stored, now=self.clock.now_ms))
 
-    def _stored(self, conn: psycopg.Connection, partition: Partition) -> Mapping[Series, Intervals]:
-        start = day_start_ms(partition.day)
-        return stored_runs(
-            conn,
-            exchange=partition.exchange,
-            series=self.config.exchanges[partition.exchange].series,
-            start=utc(start),
-            end=utc(start + DAY_MS),
-        )
+    def _stored(
+        self, conn: psycopg.Connection, partitions: Sequence[Partition]
+    ) -> dict[Partition, Mapping[Series, Intervals]]:
+        """What the table holds of each; days that follow each other are looked at together."""
+        found: dict[Partition, Mapping[Series, Intervals]] = {}
+        for exchange in {partition.exchange for partition in partitions}:
+            bounds = {
+                partition: Interval(start, start + DAY_MS)
+                for partition in partitions
+                if partition.exchange == exchange
+                for start in [day_start_ms(partition.day)]
+            }
+            for start, end in union(bounds.values()):
+                stored = stored_runs(
+                    conn,
+                    exchange=exchange,
+                    series=self.config.exchanges[exchange].series,
+                    start=utc(start),
+                    end=utc(end),
+                )
+                for partition, day in bounds.items():
+                    if start <= day.start < end:
+                        found[partition] = {
+                            series: intersect(runs, day) for series, runs in stored.items()
+                        }
+        return found

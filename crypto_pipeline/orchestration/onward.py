@@ -1,9 +1,10 @@
 """A partition whose answers are complete, taken all the way: validated, judged, stored.
 
 The same work as that of the steps after ``raw_ohlcv``, in one go, so that each file is read less often.
-Nothing is stored that the blocking check would refuse. The ledger hears of a day from its step, as
-it is done when its run has said so, and the table is looked at when its checks come; a day that is not
-over is the steps' altogether.
+Nothing is stored that the blocking check would refuse. The table is looked at for its checks right after
+it was stored into, and again when they come if the archive has changed since, as it does where another
+run stored something. The ledger hears of a day from its step, as it is done when its run has said so;
+a day that is not over is the steps' altogether.
 """
 
 from __future__ import annotations
@@ -93,6 +94,6 @@ class OnwardResource:
                 if schema.passed:
                     keep(STORED, table.store(conn, partition, candles, coverage=raw.coverage))
                     archived = self.judge_stored.archived(partition, raw.coverage, candles)
-                    keep(STORED_CHECKS, archived)
+                    keep(STORED_CHECKS, (archived, self.judge_stored.seen(partition, conn)))
 
             yield take_on

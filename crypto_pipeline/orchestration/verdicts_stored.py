@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 import dagster as dg
@@ -50,12 +51,11 @@ class StoredJudge:
         partition: Partition,
         conn: psycopg.Connection,
         archived: Archived,
+        stored: Runs,
     ) -> Mapping[str, Verdict]:
-        """A verdict for each check, after a look at the table."""
+        """A verdict for each check, given what the table was :meth:`seen` to hold."""
         exchange, day = partition
-        start, end = utc(day_start_ms(day)), utc(day_start_ms(day) + DAY_MS)
-        series = self.config.exchanges[exchange].series
-        stored = stored_runs(conn, exchange=exchange, series=series, start=start, end=end)
+        start, end = _bounds(partition)
         checked = checked_at(conn, exchange=exchange, day=day)
         now = checked or self.clock.now_ms
         return {
@@ -70,6 +70,13 @@ class StoredJudge:
                 archived.coverage, stored, self.config, partition, self.clock.now_ms
             ),
         }
+
+    def seen(self, partition: Partition, conn: psycopg.Connection) -> Runs:
+        """What the table holds of a partition: the one look of all its checks."""
+        exchange = partition.exchange
+        start, end = _bounds(partition)
+        series = self.config.exchanges[exchange].series
+        return stored_runs(conn, exchange=exchange, series=series, start=start, end=end)
 
     def archived(
         self, partition: Partition, coverage: Coverage, slots: pd.DataFrame | None
@@ -170,6 +177,11 @@ def seconds_behind_now(
         f" of {len(judged)} series; {len(late)} of {len(behind)} are later than they may be.",
         metadata={"seconds behind now": float(behind[worst]), "series too late": len(late)},
     )
+
+
+def _bounds(partition: Partition) -> tuple[datetime, datetime]:
+    start = day_start_ms(partition.day)
+    return utc(start), utc(start + DAY_MS)
 
 
 def _candles(runs: Runs) -> int:
