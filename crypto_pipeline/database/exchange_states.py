@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import timedelta
 from typing import Final
 
 import psycopg
@@ -11,7 +11,7 @@ from psycopg import sql
 from crypto_pipeline.core.timeframes import to_ms, utc
 from crypto_pipeline.database.failures import database_errors
 from crypto_pipeline.database.statements import table_name
-from crypto_pipeline.database.tables import CANDLE_PARTITIONS, EXCHANGE_STATES
+from crypto_pipeline.database.tables import EXCHANGE_STATES
 
 #: An exchange that answered nobody for so long was away: the minute schedule asks each minute.
 AWAY: Final = timedelta(minutes=3)
@@ -28,9 +28,6 @@ _ANSWERED: Final = sql.SQL(
 _BACK: Final = sql.SQL("SELECT back_at FROM {} WHERE exchange = %(exchange)s").format(
     table_name(EXCHANGE_STATES)
 )
-_CHECKED: Final = sql.SQL(
-    "SELECT checked_at FROM {} WHERE exchange = %(exchange)s AND partition_date = %(day)s"
-).format(table_name(CANDLE_PARTITIONS))
 
 
 def note_answered(conn: psycopg.Connection, *, exchange: str, at: int) -> None:
@@ -43,11 +40,4 @@ def back_at(conn: psycopg.Connection, *, exchange: str) -> int | None:
     """Since when the exchange answers again, ms, our clock; None if it never did."""
     with database_errors(conn, f"ask since when {exchange!r} answers"):
         row = conn.execute(_BACK, {"exchange": exchange}).fetchone()
-    return None if row is None else to_ms(row[0])
-
-
-def checked_at(conn: psycopg.Connection, *, exchange: str, day: date) -> int | None:
-    """When the gaps of a partition were last recorded, ms, our clock; None if never."""
-    with database_errors(conn, f"ask for the ledger of {day.isoformat()}|{exchange}"):
-        row = conn.execute(_CHECKED, {"exchange": exchange, "day": day}).fetchone()
     return None if row is None else to_ms(row[0])

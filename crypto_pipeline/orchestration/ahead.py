@@ -14,13 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
 from crypto_pipeline.lake.zones import RawPartition
 from crypto_pipeline.orchestration.parallel import THREADS
 from crypto_pipeline.orchestration.partitions import Partition
-
-Result = TypeVar("Result")
 
 #: The steps whose work can be done ahead, as Dagster names them.
 RAW_CHECKS: Final = "raw_checks"
@@ -52,17 +50,8 @@ class DoneAhead:
             del self._runs[next(iter(self._runs))]
         self._runs.setdefault(run_id, {})[step, partition] = result, stands
 
-    def take(
-        self, run_id: str, step: str, partition: Partition, otherwise: Callable[[], Result]
-    ) -> Result:
-        """What was done, once; what ``otherwise`` makes if nothing was, or it does not stand any more."""
-        found, _ = self.taken(run_id, step, [partition])
-        return cast("Result", found[partition]) if found else otherwise()
-
-    def taken(
-        self, run_id: str, step: str, partitions: Sequence[Partition]
-    ) -> tuple[dict[Partition, Any], list[Partition]]:
-        """What was done and stands, once; and of which partitions there is no such thing."""
+    def take(self, run_id: str, step: str, partitions: Sequence[Partition]) -> dict[Partition, Any]:
+        """What was done of the partitions and still stands; each once."""
         results = self._runs.get(run_id, {})
         found: dict[Partition, Any] = {}
         for partition in partitions:
@@ -71,7 +60,7 @@ class DoneAhead:
                 found[partition] = result
         if not results:
             self._runs.pop(run_id, None)
-        return found, [partition for partition in partitions if partition not in found]
+        return found
 
 
 #: What one thread does with a partition, given what the archive holds of it, if that is at hand.

@@ -43,25 +43,32 @@ JudgeOpener = Callable[[], AbstractContextManager[Judge]]
 
 
 def evaluations(
-    context: dg.AssetCheckExecutionContext, specs: Sequence[dg.AssetCheckSpec], opened: JudgeOpener
+    context: dg.AssetCheckExecutionContext,
+    specs: Sequence[dg.AssetCheckSpec],
+    opened: JudgeOpener,
+    *,
+    known: Mapping[Partition, Mapping[str, Verdict]],
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
-    """Judge every partition of the run; all specs are about the same asset.
+    """Judge every partition of the run but those whose verdicts are known; all specs are of one asset.
 
     Descriptions are Markdown to the UI: what comes from outside goes into metadata, or through
     :func:`~crypto_pipeline.plaintext.in_markdown`.
     """
     with told_to_dagster():
-        yield from _evaluated(context, specs, opened)
+        yield from _evaluated(context, specs, opened, known)
 
 
 def _evaluated(
-    context: dg.AssetCheckExecutionContext, specs: Sequence[dg.AssetCheckSpec], opened: JudgeOpener
+    context: dg.AssetCheckExecutionContext,
+    specs: Sequence[dg.AssetCheckSpec],
+    opened: JudgeOpener,
+    known: Mapping[Partition, Mapping[str, Verdict]],
 ) -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
     op = context.op_execution_context
     selected = [spec for spec in specs if spec.key in context.selected_asset_check_keys]
     partitions = partitions_of(op.partition_keys)
     judged = _judged_materializations(context.instance, specs[0].asset_key, partitions)
-    for partition, verdicts in in_threads(partitions, opened):
+    for partition, verdicts in in_threads(partitions, opened, known=known):
         for spec in selected:
             verdict = verdicts[spec.name]
             yield dg.AssetCheckEvaluation(

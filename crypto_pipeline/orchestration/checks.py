@@ -8,8 +8,7 @@ Which checks there are belongs here; what they ask is in :mod:`.verdicts_raw` an
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import dagster as dg
 
@@ -17,11 +16,11 @@ from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.validation import validate
 from crypto_pipeline.orchestration.ahead import RAW_CHECKS, STORED_CHECKS, VALIDATED_CHECKS
 from crypto_pipeline.orchestration.check_results import Judge, Verdict, evaluations
+from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.onward import OnwardResource
-from crypto_pipeline.orchestration.partitions import Partition
+from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
 from crypto_pipeline.orchestration.verdicts_raw import candle_schema
-from crypto_pipeline.orchestration.verdicts_stored import Archived, Runs
 
 Results = Iterator[dg.AssetCheckEvaluation | dg.Output[None]]
 
@@ -87,17 +86,13 @@ def build_checks(
         onward: dg.ResourceParam[OnwardResource],
     ) -> Results:
         zone = lake.raw()
-        take = partial(onward.done.take, context.op_execution_context.run_id)
 
         def judge(partition: Partition) -> Mapping[str, Verdict]:
             raw = zone.read(*partition)
             return onward.judge_raw(partition, raw, validate(raw.observations, day=partition.day))
 
-        yield from evaluations(
-            context,
-            raw_specs,
-            lambda: nullcontext(lambda one: take(RAW_CHECKS, one, lambda: judge(one))),
-        )
+        known = _ahead(context, onward, RAW_CHECKS)
+        yield from evaluations(context, raw_specs, lambda: nullcontext(judge), known=known)
 
     @dg.multi_asset_check(specs=validated_specs, can_subset=True)
     def validated_checks(
@@ -106,40 +101,55 @@ def build_checks(
         onward: dg.ResourceParam[OnwardResource],
     ) -> Results:
         zone = lake.validated()
-        take = partial(onward.done.take, context.op_execution_context.run_id)
 
         def judge(partition: Partition) -> Mapping[str, Verdict]:
-            schema = take(VALIDATED_CHECKS, partition, lambda: candle_schema(zone.read(*partition)))
-            return {"candle_schema": schema}
+            return {"candle_schema": candle_schema(zone.read(*partition))}
 
-        yield from evaluations(context, validated_specs, lambda: nullcontext(judge))
+        known = {
+            partition: {"candle_schema": verdict}
+            for partition, verdict in _ahead(context, onward, VALIDATED_CHECKS).items()
+        }
+        yield from evaluations(context, validated_specs, lambda: nullcontext(judge), known=known)
 
     @dg.multi_asset_check(specs=stored_specs, can_subset=True)
     def timescale_checks(
         context: dg.AssetCheckExecutionContext,
         lake: dg.ResourceParam[LakeResource],
         database: dg.ResourceParam[DatabaseResource],
+        ledger: dg.ResourceParam[LedgerResource],
         onward: dg.ResourceParam[OnwardResource],
     ) -> Results:
         zone = lake.validated()
-        take = partial(onward.done.take, context.op_execution_context.run_id)
+        with database.connect() as conn:
+            recorded = ledger.recorded(
+                conn, partitions_of(context.op_execution_context.partition_keys)
+            )
 
         @contextmanager
         def opened() -> Iterator[Judge]:
             with database.connect() as conn:
 
-                def look(partition: Partition) -> tuple[Archived, Runs]:
+                def judge(partition: Partition) -> Mapping[str, Verdict]:
                     coverage = lake.raw().summary(*partition).coverage
                     slots = zone.read_slots(*partition)
                     archived = onward.judge_stored.archived(partition, coverage, slots)
-                    return archived, onward.judge_stored.seen(partition, conn)
-
-                def judge(partition: Partition) -> Mapping[str, Verdict]:
-                    found = take(STORED_CHECKS, partition, lambda: look(partition))
-                    return onward.judge_stored(partition, conn, *found)
+                    seen = onward.judge_stored.seen(partition, conn)
+                    return onward.judge_stored(partition, archived, seen, recorded[partition])
 
                 yield judge
 
-        yield from evaluations(context, stored_specs, opened)
+        known = {
+            partition: onward.judge_stored(partition, archived, seen, recorded[partition])
+            for partition, (archived, seen) in _ahead(context, onward, STORED_CHECKS).items()
+        }
+        yield from evaluations(context, stored_specs, opened, known=known)
 
     return [raw_checks, validated_checks, timescale_checks]
+
+
+def _ahead(
+    context: dg.AssetCheckExecutionContext, onward: OnwardResource, step: str
+) -> dict[Partition, Any]:
+    """What the run did of a step while it still collected."""
+    op = context.op_execution_context
+    return onward.done.take(op.run_id, step, partitions_of(op.partition_keys))

@@ -1,7 +1,8 @@
 """Dagster's event log in PostgreSQL, stored with fewer statements.
 
 Stored together what Dagster stores one by one: the check results of a step, four statements each, and
-what a run intends, three or four for each partition of each asset. Connections are those of
+what a run intends, three or four for each partition of each asset; and materializations by statements
+that are made ready once, not for each number of partitions. Connections are those of
 :mod:`.instance_storage`.
 """
 
@@ -57,6 +58,9 @@ _INSERT_EVENTS: Final = SqlEventLogStorageTable.insert().returning(
     SqlEventLogStorageTable.c.id, sort_by_parameter_order=True
 )
 
+#: An event, its id, and as it was written.
+_Inserted = tuple[EventLogEntry, int, str]
+
 _PLANNED: Final = {
     DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
     DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED,
@@ -102,27 +106,43 @@ class EventLogStorage(PostgresEventLogStorage):
         """
         with self._storing:
             self._store_results()
-        if events and {event.get_dagster_event().event_type for event in events} <= _PLANNED:
+        types = {event.get_dagster_event().event_type for event in events}
+        if events and types <= _PLANNED:
             with self._transaction() as conn:
                 self._insert_planned(conn, events)
+        elif types == {DagsterEventType.ASSET_MATERIALIZATION}:
+            with self._transaction() as conn:
+                self._insert_materializations(conn, events)
         else:
             super().store_event_batch(events)
 
+    def _insert_materializations(self, conn: Connection, events: Sequence[EventLogEntry]) -> None:
+        """As its base, with statements that do not grow with the events."""
+        inserted = self._insert_events(conn, events)
+        self._store_asset_event_tags(conn, events, [event_id for _, event_id, _ in inserted])
+        self._store_newest(conn, inserted)
+
     def _insert_planned(self, conn: Connection, events: Sequence[EventLogEntry]) -> None:
-        newest: dict[
-            str, tuple[EventLogEntry, int]
-        ] = {}  # in Dagster's order, so that none wait in a circle
-        checks: list[dict[str, Any]] = []
-        for event, event_id, written in self._insert_events(conn, events):
-            asset = event.get_dagster_event().asset_key
-            if asset is not None:
-                newest[asset.to_string()] = event, event_id
-            else:
-                checks.extend(self._planned_rows(event, event_id, written))
-        for event, event_id in newest.values():
-            self._store_asset_event(conn, event, event_id)
+        inserted = self._insert_events(conn, events)
+        self._store_newest(conn, inserted)
+        checks = [
+            row
+            for event, event_id, written in inserted
+            if event.get_dagster_event().asset_key is None
+            for row in self._planned_rows(event, event_id, written)
+        ]
         if checks:
             conn.execute(_EXECUTIONS.insert(), checks)
+
+    def _store_newest(self, conn: Connection, inserted: Sequence[_Inserted]) -> None:
+        """The newest event of each asset, in Dagster's order, so that none wait in a circle."""
+        newest: dict[str, _Inserted] = {}
+        for each in inserted:
+            asset = each[0].get_dagster_event().asset_key
+            if asset is not None:
+                newest[asset.to_string()] = each
+        for event, event_id, _ in newest.values():
+            self._store_asset_event(conn, event, event_id)
 
     def _planned_rows(
         self, event: EventLogEntry, event_id: int, written: str
@@ -141,10 +161,7 @@ class EventLogStorage(PostgresEventLogStorage):
         keys = [None] if subset is None else subset.get_partition_keys()
         return [{**row, "partition": key} for key in keys]
 
-    def _insert_events(
-        self, conn: Connection, events: Sequence[EventLogEntry]
-    ) -> list[tuple[EventLogEntry, int, str]]:
-        """The events, each with its id, and as it was written."""
+    def _insert_events(self, conn: Connection, events: Sequence[EventLogEntry]) -> list[_Inserted]:
         rows = [self._event_to_row(event) for event in events]
         ids = [int(event_id) for (event_id,) in conn.execute(_INSERT_EVENTS, rows)]
         return list(zip(events, ids, (row["event"] for row in rows), strict=True))

@@ -6,7 +6,7 @@ dies half-way must leave what it got; an IO manager replaces what an asset retur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -83,11 +83,10 @@ class ValidatedLakeIOManager(dg.IOManager):
                     with give(partition) as given:
                         return self.write(partition, given)
 
-                yield lambda partition: self._done.take(
-                    context.run_id, VALIDATED, partition, lambda: write(partition)
-                )
+                yield write
 
-        _noting_each(obj, obj.partitions, worker)
+        ahead = self._done.take(context.run_id, VALIDATED, obj.partitions)
+        _noting_each(obj, worker, ahead)
 
     def write(self, partition: Partition, given: Given) -> dict[str, Any]:
         """Write one partition; its materialization's metadata."""
@@ -137,10 +136,6 @@ class TimescaleIOManager(dg.IOManager):
 
     def handle_output(self, context: dg.OutputContext, obj: PartitionedCandles) -> None:
         """Store each partition as it is given; those that were stored ahead are recorded at once."""
-        ahead, left = self._done.taken(context.run_id, STORED, obj.partitions)
-        with told_to_dagster(), self._database.connect() as conn:
-            for partition, metadata in self._record(conn, ahead, live=obj.live).items():
-                obj.note(partition, metadata)
 
         @contextmanager
         def worker() -> Iterator[Worker]:
@@ -153,7 +148,10 @@ class TimescaleIOManager(dg.IOManager):
 
                 yield store
 
-        _noting_each(obj, left, worker)
+        ahead = self._done.take(context.run_id, STORED, obj.partitions)
+        with told_to_dagster(), self._database.connect() as conn:
+            recorded = self._record(conn, ahead, live=obj.live)
+        _noting_each(obj, worker, recorded)
 
     def _record(
         self, conn: psycopg.Connection, stored: Mapping[Partition, Stored], *, live: bool
@@ -209,11 +207,11 @@ class TimescaleIOManager(dg.IOManager):
 
 def _noting_each(
     obj: PartitionedCandles,
-    partitions: Sequence[Partition],
     worker: Callable[[], AbstractContextManager[Worker]],
+    known: Mapping[Partition, dict[str, Any]],
 ) -> None:
     with told_to_dagster():
-        for partition, metadata in in_threads(partitions, worker):
+        for partition, metadata in in_threads(obj.partitions, worker, known=known):
             obj.note(partition, metadata)
 
 

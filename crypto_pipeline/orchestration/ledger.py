@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import NamedTuple
@@ -13,9 +14,9 @@ from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.coverage import Coverage, Series
 from crypto_pipeline.core.gaps import Gap, PartitionState
 from crypto_pipeline.core.intervals import Interval, Intervals, intersect, union
-from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms, utc
+from crypto_pipeline.core.timeframes import DAY_MS, day_of, day_start_ms, utc
 from crypto_pipeline.corridor.completeness import completeness
-from crypto_pipeline.database.gap_reader import partition_states, stored_runs
+from crypto_pipeline.database.gap_reader import gaps, partition_states, stored_runs
 from crypto_pipeline.database.gap_writer import Found, record_partitions
 from crypto_pipeline.errors import LakeError
 from crypto_pipeline.orchestration.partitions import Partition
@@ -30,6 +31,13 @@ class StoredRuns(NamedTuple):
 
     runs: Mapping[Series, Intervals]
     coverage: Coverage | None = None
+
+
+class Recorded(NamedTuple):
+    """What the ledger holds of a partition: its gaps, and when they were found (ms; None if never)."""
+
+    gaps: Sequence[Gap]
+    checked_at: int | None
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,25 @@ class LedgerResource:
         for exchange, days in found.items():
             record_partitions(conn, exchange=exchange, found=days, live=live)
         return {partition: found[partition.exchange][partition.day].state for partition in stored}
+
+    def recorded(
+        self, conn: psycopg.Connection, partitions: Sequence[Partition]
+    ) -> dict[Partition, Recorded]:
+        """What the ledger holds of partitions; days that follow each other are read together.
+
+        Raises:
+            DatabaseError: the ledger cannot be read.
+        """
+        found: dict[Partition, Recorded] = {}
+        for exchange, days, (start, end) in _stretches(partitions):
+            by_day: defaultdict[date, list[Gap]] = defaultdict(list)
+            for gap in gaps(conn, exchange=exchange, start=utc(start), end=utc(end)):
+                by_day[day_of(gap.start)].append(gap)
+            states = partition_states(conn, exchange=exchange, since=min(days))
+            for day in days:
+                checked = states[day].checked_at if day in states else None
+                found[Partition(exchange, day)] = Recorded(by_day[day], checked)
+        return found
 
     def intend(self, partitions: Sequence[Partition]) -> None:
         """Record the gaps of partitions that nobody has looked at yet, before they are collected.
@@ -145,24 +172,26 @@ class LedgerResource:
     ) -> dict[Partition, Mapping[Series, Intervals]]:
         """What the table holds of each; days that follow each other are looked at together."""
         found: dict[Partition, Mapping[Series, Intervals]] = {}
-        for exchange in {partition.exchange for partition in partitions}:
-            bounds = {
-                partition: Interval(start, start + DAY_MS)
-                for partition in partitions
-                if partition.exchange == exchange
-                for start in [day_start_ms(partition.day)]
-            }
-            for start, end in union(bounds.values()):
-                stored = stored_runs(
-                    conn,
-                    exchange=exchange,
-                    series=self.config.exchanges[exchange].series,
-                    start=utc(start),
-                    end=utc(end),
-                )
-                for partition, day in bounds.items():
-                    if start <= day.start < end:
-                        found[partition] = {
-                            series: intersect(runs, day) for series, runs in stored.items()
-                        }
+        for exchange, days, (start, end) in _stretches(partitions):
+            series = self.config.exchanges[exchange].series
+            stored = stored_runs(
+                conn, exchange=exchange, series=series, start=utc(start), end=utc(end)
+            )
+            for day in days:
+                bounds = _bounds(day)
+                found[Partition(exchange, day)] = {
+                    series: intersect(runs, bounds) for series, runs in stored.items()
+                }
         return found
+
+
+def _stretches(partitions: Sequence[Partition]) -> Iterator[tuple[str, list[date], Interval]]:
+    """An exchange, its days that follow each other, and the time they cover; each partition once."""
+    for exchange in sorted({partition.exchange for partition in partitions}):
+        days = sorted({day for owner, day in partitions if owner == exchange})
+        for stretch in union(map(_bounds, days)):
+            yield exchange, [day for day in days if day_start_ms(day) in stretch], stretch
+
+
+def _bounds(day: date) -> Interval:
+    return Interval(day_start_ms(day), day_start_ms(day) + DAY_MS)

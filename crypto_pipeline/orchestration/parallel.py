@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from queue import SimpleQueue
@@ -21,17 +21,23 @@ THREADS: Final = 2
 def in_threads(
     partitions: Sequence[Partition],
     worker: Callable[[], AbstractContextManager[Callable[[Partition], Result]]],
+    *,
+    known: Mapping[Partition, Result] | None = None,
 ) -> Iterator[tuple[Partition, Result]]:
     """Each partition and what a worker made of it, in order.
 
     Args:
         partitions: a single one is worked on in this thread.
+        known: results that are there already; these come first, and nothing is opened for them.
         worker: opens what one thread needs, such as a connection, and gives what it does with a
             partition. Closed at the end, in this thread.
 
     Raises:
         Exception: what a worker raised, once the partitions under way are done; no other is begun.
     """
+    if known:
+        yield from known.items()
+        partitions = [partition for partition in partitions if partition not in known]
     number = min(THREADS, len(partitions))
     idle: SimpleQueue[Callable[[Partition], Result]] = SimpleQueue()
 

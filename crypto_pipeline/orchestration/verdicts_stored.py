@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Final
 
 import dagster as dg
@@ -17,10 +16,9 @@ from crypto_pipeline.core.gaps import CAUSES, PROVEN, Gap, PartitionState
 from crypto_pipeline.core.intervals import Interval, Intervals, subtract
 from crypto_pipeline.core.timeframes import DAY_MS, day_of, day_start_ms, timeframe_ms, utc
 from crypto_pipeline.corridor.completeness import filled
-from crypto_pipeline.database.exchange_states import checked_at
-from crypto_pipeline.database.gap_reader import gaps, stored_runs
+from crypto_pipeline.database.gap_reader import stored_runs
 from crypto_pipeline.orchestration.check_results import Verdict
-from crypto_pipeline.orchestration.ledger import LedgerResource
+from crypto_pipeline.orchestration.ledger import LedgerResource, Recorded
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import ClockResource
 from crypto_pipeline.plaintext import in_markdown
@@ -47,21 +45,13 @@ class StoredJudge:
     clock: ClockResource
 
     def __call__(
-        self,
-        partition: Partition,
-        conn: psycopg.Connection,
-        archived: Archived,
-        stored: Runs,
+        self, partition: Partition, archived: Archived, stored: Runs, recorded: Recorded
     ) -> Mapping[str, Verdict]:
         """A verdict for each check, given what the table was :meth:`seen` to hold."""
-        exchange, day = partition
-        start, end = _bounds(partition)
-        checked = checked_at(conn, exchange=exchange, day=day)
-        now = checked or self.clock.now_ms
+        now = recorded.checked_at or self.clock.now_ms
         return {
             "completeness": completeness(
-                self.ledger.look(partition, archived.coverage, stored, now=now),
-                gaps(conn, exchange=exchange, start=start, end=end),
+                self.ledger.look(partition, archived.coverage, stored, now=now), recorded.gaps
             ),
             "stored_equals_validated": stored_equals_validated(
                 stored, archived.validated, partition
@@ -73,10 +63,14 @@ class StoredJudge:
 
     def seen(self, partition: Partition, conn: psycopg.Connection) -> Runs:
         """What the table holds of a partition: the one look of all its checks."""
-        exchange = partition.exchange
-        start, end = _bounds(partition)
-        series = self.config.exchanges[exchange].series
-        return stored_runs(conn, exchange=exchange, series=series, start=start, end=end)
+        start = day_start_ms(partition.day)
+        return stored_runs(
+            conn,
+            exchange=partition.exchange,
+            series=self.config.exchanges[partition.exchange].series,
+            start=utc(start),
+            end=utc(start + DAY_MS),
+        )
 
     def archived(
         self, partition: Partition, coverage: Coverage, slots: pd.DataFrame | None
@@ -177,11 +171,6 @@ def seconds_behind_now(
         f" of {len(judged)} series; {len(late)} of {len(behind)} are later than they may be.",
         metadata={"seconds behind now": float(behind[worst]), "series too late": len(late)},
     )
-
-
-def _bounds(partition: Partition) -> tuple[datetime, datetime]:
-    start = day_start_ms(partition.day)
-    return utc(start), utc(start + DAY_MS)
 
 
 def _candles(runs: Runs) -> int:

@@ -21,33 +21,28 @@ DAYS = [Partition("a", date(2024, 1, 1) + timedelta(n)) for n in range(5)]
 FIRST = DAYS[0]
 
 
-def nothing() -> str | int | None:
-    """What a step would make itself."""
-    return None
-
-
 def test_what_was_done_is_taken_once_and_by_its_run_only() -> None:
     done = DoneAhead()
     done.keep("run", VALIDATED, FIRST, "facts", lambda: True)
-    assert done.take("another", VALIDATED, FIRST, nothing) is None
-    assert done.take("run", "another step", FIRST, nothing) is None
-    assert done.take("run", VALIDATED, FIRST, nothing) == "facts"
-    assert done.take("run", VALIDATED, FIRST, nothing) is None
+    assert done.take("another", VALIDATED, [FIRST]) == {}
+    assert done.take("run", "another step", [FIRST]) == {}
+    assert done.take("run", VALIDATED, DAYS) == {FIRST: "facts"}
+    assert done.take("run", VALIDATED, [FIRST]) == {}
 
 
 def test_what_does_not_stand_any_more_is_done_again() -> None:
     """Another run wrote the partition since, or its own later days proved more of it."""
     done = DoneAhead()
     done.keep("run", VALIDATED, FIRST, "facts", lambda: False)
-    assert done.take("run", VALIDATED, FIRST, nothing) is None
+    assert done.take("run", VALIDATED, [FIRST]) == {}
 
 
 def test_runs_that_never_took_theirs_are_forgotten() -> None:
     done = DoneAhead()
     for number in range(100):
         done.keep(str(number), VALIDATED, FIRST, number, lambda: True)
-    assert done.take("0", VALIDATED, FIRST, nothing) is None
-    assert done.take("99", VALIDATED, FIRST, nothing) == 99
+    assert done.take("0", VALIDATED, [FIRST]) == {}
+    assert done.take("99", VALIDATED, DAYS) == {FIRST: 99}
     assert len(done._runs) < 10
 
 

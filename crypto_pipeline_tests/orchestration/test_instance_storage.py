@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.events import DagsterEvent, StepMaterializationData
 from sqlalchemy import text
 
 from crypto_pipeline.cli.environment import project_file
@@ -167,6 +168,59 @@ def test_results_of_checks_stand_as_dagster_stores_them(
             found[-1].extend(order)
     assert found[0] == found[1]
     assert len(found[0]) > 150
+
+
+def materialized(key: str, partition: int) -> dg.EventLogEntry:
+    """As a step of a range run says it."""
+    fact = dg.AssetMaterialization(
+        key, partition=str(partition), tags={"dagster/partition/day": f"{partition}"}
+    )
+    return dg.EventLogEntry(
+        error_info=None,
+        level=10,
+        user_message="",
+        run_id="run",
+        timestamp=1_700_000_000.0 + partition,
+        step_key=key,
+        job_name="job",
+        dagster_event=DagsterEvent(
+            dg.DagsterEventType.ASSET_MATERIALIZATION.value,
+            "job",
+            step_key=key,
+            event_specific_data=StepMaterializationData(fact),
+        ),
+    )
+
+
+def test_materializations_stand_as_dagster_stores_them(
+    instance: dg.DagsterInstance, url: str, new_database: Callable[[], str], tmp_path: Path
+) -> None:
+    theirs = new_database()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "dagster.yaml").write_text(
+        f"storage: {{postgres: {{postgres_url: {theirs!r}}}}}"
+    )
+    tables = [
+        (
+            "SELECT id, run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition"
+            " FROM event_logs ORDER BY id"
+        ),
+        "SELECT event_id, asset_key, key, value, event_timestamp FROM asset_event_tags ORDER BY event_id",
+        (
+            "SELECT asset_key, last_materialization, last_run_id, asset_details, wipe_timestamp,"
+            " last_materialization_timestamp, tags FROM asset_keys ORDER BY asset_key"
+        ),
+    ]
+    with dg.DagsterInstance.from_config(str(tmp_path / "theirs")) as plain:
+        found = []
+        for each, where in ((instance, url), (plain, theirs)):
+            for key in ("many", "few", "many"):
+                batch = [materialized(key, partition) for partition in range(40)]
+                each.event_log_storage.store_event_batch(batch)
+            with connect(where) as conn:
+                found.append([conn.execute(table).fetchall() for table in tables])
+    assert found[0] == found[1]
+    assert [len(rows) for rows in found[0]] == [120, 120, 2]
 
 
 @pytest.mark.filterwarnings("ignore::dagster.BetaWarning", "ignore::dagster.PreviewWarning")

@@ -51,6 +51,18 @@ def test_results_come_in_order_whatever_is_done_first() -> None:
     assert (work.opened, work.closed) == (THREADS, THREADS)
 
 
+def test_what_is_known_comes_first_and_is_not_made_again() -> None:
+    work = Work()
+    known = dict.fromkeys(PARTITIONS[5:15], -1)
+    results = list(in_threads(PARTITIONS, work.worker, known=known))
+    assert results[:10] == list(known.items())
+    assert [partition for partition, _ in results[10:]] == PARTITIONS[:5] + PARTITIONS[15:]
+    assert set(work.begun) == set(PARTITIONS) - known.keys()
+    idle = Work()
+    assert list(in_threads(list(known), idle.worker, known=known)) == list(known.items())
+    assert idle.opened == 0
+
+
 def test_no_more_partitions_are_in_memory_than_threads() -> None:
     """A range run's memory must not grow with its days: nobody runs ahead of who takes results."""
     work = Work()
