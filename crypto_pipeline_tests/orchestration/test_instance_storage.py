@@ -77,6 +77,20 @@ def test_a_server_that_was_restarted_is_no_error(instance: dg.DagsterInstance, u
     assert materialize(instance).success
 
 
+def test_the_schema_is_asked_until_it_was_seen(instance: dg.DagsterInstance, url: str) -> None:
+    """A database that Dagster has yet to migrate is one without the newest columns."""
+    result = materialize(instance)
+    record = instance.get_run_record_by_id(result.run_id)
+    assert record is not None
+    assert record.end_time is not None
+    with connect(url) as conn:
+        conn.execute("ALTER TABLE runs DROP COLUMN end_time")
+        storage: Any = PooledPostgresStorage(url).run_storage
+        assert not storage.has_run_stats_index_cols()
+        conn.execute("ALTER TABLE runs ADD COLUMN end_time float")
+        assert storage.has_run_stats_index_cols()
+
+
 DAYS = dg.StaticPartitionsDefinition([f"2024-01-{day:02}" for day in range(1, 31)])
 RESULTS = """
 SELECT c.asset_key, c.check_name, c.partition, c.execution_status, c.run_id = e.run_id,
