@@ -11,6 +11,11 @@ from typing import Final
 _THRESHOLD: Final = 200_000
 
 
+def collect_rarely() -> None:
+    """For the rest of this process: one that ends with its run."""
+    gc.set_threshold(_THRESHOLD, *gc.get_threshold()[1:])
+
+
 @contextmanager
 def rare_collections() -> Iterator[None]:
     """Let the collector run rarely, and not over what is there already.
@@ -21,7 +26,7 @@ def rare_collections() -> Iterator[None]:
     """
     before = gc.get_threshold()
     gc.freeze()
-    gc.set_threshold(_THRESHOLD, *before[1:])
+    collect_rarely()
     try:
         yield
     finally:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from datetime import UTC
+from typing import Any, Final, NamedTuple
 
 # Not exported by dagster; pinned by the tests of instance_storage.
-from dagster import DagsterEventType, EventLogEntry
+from dagster import AssetKey, DagsterEventType, EventLogEntry
 from dagster._core.storage.asset_check_execution_record import (  # noqa: TID251
     AssetCheckExecutionRecordStatus,
 )
@@ -24,7 +25,7 @@ from dagster._core.storage.event_log.schema import (  # noqa: TID251
 )
 from dagster_postgres import PostgresEventLogStorage
 from psycopg.errors import ReadOnlySqlTransaction
-from sqlalchemy import ARRAY, Connection, bindparam, cast, column, func
+from sqlalchemy import ARRAY, Connection, any_, bindparam, cast, column, func, select
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 #: Check results that are stored with one statement, at most.
@@ -54,6 +55,17 @@ _SET_RESULTS: Final = (
     .values({name: _GIVEN.c[name] for name in _FOUND})
     .returning(*(_EXECUTIONS.c[name] for name in _RESULT_KEY))
 )
+_EVENTS: Final = SqlEventLogStorageTable
+_NEWEST: Final = (
+    select(_EVENTS.c.partition, _EVENTS.c.id, _EVENTS.c.run_id, _EVENTS.c.timestamp)
+    .distinct(_EVENTS.c.partition)
+    .where(
+        _EVENTS.c.asset_key == bindparam("asset"),
+        _EVENTS.c.dagster_event_type == DagsterEventType.ASSET_MATERIALIZATION.value,
+        _EVENTS.c.partition == any_(cast(bindparam("partitions"), ARRAY(_EVENTS.c.partition.type))),
+    )
+    .order_by(_EVENTS.c.partition, _EVENTS.c.id.desc())
+)
 _INSERT_EVENTS: Final = SqlEventLogStorageTable.insert().returning(
     SqlEventLogStorageTable.c.id, sort_by_parameter_order=True
 )
@@ -65,6 +77,14 @@ _PLANNED: Final = {
     DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
     DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED,
 }
+
+
+class NewestMaterialization(NamedTuple):
+    """A partition's newest materialization: its event's id, its run, and when (seconds)."""
+
+    storage_id: int
+    run_id: str
+    timestamp: float
 
 
 class EventLogStorage(PostgresEventLogStorage):
@@ -229,6 +249,18 @@ class EventLogStorage(PostgresEventLogStorage):
             "evaluation_event_timestamp": self._event_insert_timestamp(event),  # type: ignore[no-untyped-call]
             "evaluation_event_storage_id": event_id,
             "materialization_event_storage_id": target.storage_id if target else None,
+        }
+
+    def newest_materializations(
+        self, asset: AssetKey, partitions: Sequence[str]
+    ) -> dict[str, NewestMaterialization]:
+        """Of each partition that has one; by columns, without reading the events back."""
+        given = {"asset": asset.to_string(), "partitions": list(partitions)}
+        with self.index_connection() as conn:
+            rows = conn.execute(_NEWEST, given).all()
+        return {
+            partition: NewestMaterialization(event_id, run_id, at.replace(tzinfo=UTC).timestamp())
+            for partition, event_id, run_id, at in rows
         }
 
     def has_table(self, table_name: str) -> bool:

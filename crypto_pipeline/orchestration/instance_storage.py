@@ -111,6 +111,7 @@ def _pooled_engine(url: str) -> Engine:
         isolation_level="AUTOCOMMIT",
         pool_size=5,
         max_overflow=-1,  # as without a pool: never refused
+        use_native_hstore=False,  # asked for at each first connection, and nothing here has one
     )
 
     def put_back(connection: Any, record: Any) -> None:

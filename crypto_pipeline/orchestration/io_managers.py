@@ -31,7 +31,7 @@ from crypto_pipeline.orchestration.parallel import in_threads
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
 from crypto_pipeline.orchestration.resources import DatabaseResource, LakeResource
 
-_SHOWN = 25
+_SHOWN = 10
 
 #: What an IO manager does with one partition; gives the materialization's metadata.
 Worker = Callable[[Partition], dict[str, Any]]

@@ -30,6 +30,7 @@ from ccxt.async_support import Exchange
 from dagster._cli import create_dagster_cli
 
 import crypto_pipeline
+from crypto_pipeline.corridor.garbage import collect_rarely
 from crypto_pipeline.errors import ConfigError
 from crypto_pipeline.exchanges.strict import authorities
 from crypto_pipeline.settings import read_settings
@@ -103,6 +104,7 @@ def _carry_out(arguments: list[str]) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
+    collect_rarely()
     sys.argv[:] = ["dagster", *arguments]
     status = 1
     try:

@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from crypto_pipeline.cli.environment import project_file
 from crypto_pipeline.database.connection import connect
+from crypto_pipeline.orchestration.check_results import _newest_materializations
 from crypto_pipeline.orchestration.instance_storage import PooledPostgresStorage
 from crypto_pipeline.orchestration.tags import RANGE_END, RANGE_START
 from crypto_pipeline.settings import DAGSTER_URL, EVENT_BATCH
@@ -75,6 +76,40 @@ def test_a_server_that_was_restarted_is_no_error(instance: dg.DagsterInstance, u
         ).fetchall()
     assert ended
     assert materialize(instance).success
+
+
+def materialized(key: str, partition: int) -> dg.EventLogEntry:
+    """As a step of a range run says it."""
+    fact = dg.AssetMaterialization(
+        key, partition=str(partition), tags={"dagster/partition/day": f"{partition}"}
+    )
+    return dg.EventLogEntry(
+        error_info=None,
+        level=10,
+        user_message="",
+        run_id="run",
+        timestamp=1_700_000_000.0 + partition,
+        step_key=key,
+        job_name="job",
+        dagster_event=DagsterEvent(
+            dg.DagsterEventType.ASSET_MATERIALIZATION.value,
+            "job",
+            step_key=key,
+            event_specific_data=StepMaterializationData(fact),
+        ),
+    )
+
+
+def test_the_newest_materializations_are_those_that_dagster_finds(
+    instance: dg.DagsterInstance,
+) -> None:
+    storage: Any = instance.event_log_storage
+    for key, partitions in (("many", range(30)), ("few", range(5)), ("many", range(10, 20))):
+        storage.store_event_batch([materialized(key, partition) for partition in partitions])
+    asset, wanted = dg.AssetKey("many"), [str(partition) for partition in range(5, 40)]
+    found = storage.newest_materializations(asset, wanted)
+    assert found == _newest_materializations(instance, asset, wanted)
+    assert sorted(found, key=int) == [str(partition) for partition in range(5, 30)]
 
 
 def test_the_schema_is_asked_until_it_was_seen(instance: dg.DagsterInstance, url: str) -> None:
@@ -182,28 +217,6 @@ def test_results_of_checks_stand_as_dagster_stores_them(
             found[-1].extend(order)
     assert found[0] == found[1]
     assert len(found[0]) > 150
-
-
-def materialized(key: str, partition: int) -> dg.EventLogEntry:
-    """As a step of a range run says it."""
-    fact = dg.AssetMaterialization(
-        key, partition=str(partition), tags={"dagster/partition/day": f"{partition}"}
-    )
-    return dg.EventLogEntry(
-        error_info=None,
-        level=10,
-        user_message="",
-        run_id="run",
-        timestamp=1_700_000_000.0 + partition,
-        step_key=key,
-        job_name="job",
-        dagster_event=DagsterEvent(
-            dg.DagsterEventType.ASSET_MATERIALIZATION.value,
-            "job",
-            step_key=key,
-            event_specific_data=StepMaterializationData(fact),
-        ),
-    )
 
 
 def test_materializations_stand_as_dagster_stores_them(
