@@ -21,6 +21,7 @@ from dagster._core.storage.asset_check_execution_record import (  # noqa: TID251
 )
 from dagster._core.storage.event_log.schema import (  # noqa: TID251
     AssetCheckExecutionsTable,
+    AssetEventTagsTable,
     SqlEventLogStorageTable,
 )
 from dagster_postgres import PostgresEventLogStorage
@@ -131,6 +132,7 @@ class EventLogStorage(PostgresEventLogStorage):
             with self._transaction() as conn:
                 self._insert_planned(conn, events)
         elif types == {DagsterEventType.ASSET_MATERIALIZATION}:
+            self.has_table(AssetEventTagsTable.name)  # within, it would take another connection
             with self._transaction() as conn:
                 self._insert_materializations(conn, events)
         else:
