@@ -216,12 +216,13 @@ def _collect(
         context.log.info(f"{exchange} {day}: another run collects it; this one waits for its end.")
 
     def not_ahead(error: BaseException) -> None:
-        context.log.info(f"{exchange}: later steps begin when this one ends, because {error}")
+        context.log.info(f"{exchange}: later steps do their work themselves, because {error}")
 
     claimed = nullcontext() if live else database.claimed(exchange, days, waiting=waiting)
     ahead: AbstractContextManager[Work] = nullcontext(lambda partition, known: None)
     if onward.goes_on(context):
-        ahead = in_background(lambda: onward.opened(context.run.run_id), failed=not_ahead)
+        run_id = context.run.run_id
+        ahead = in_background(onward.done, run_id, lambda: onward.opened(run_id), failed=not_ahead)
     with claimed, rare_collections(), ahead as take_on:
         asyncio.run(collect())
 

@@ -86,10 +86,10 @@ class OnwardResource:
                 def keep(step: str, result: object) -> None:
                     self.done.keep(run_id, step, partition, result, stands)
 
-                candles = archive.read(partition)  # what the file holds, not what was written to it
-                schema = candle_schema(candles)
                 keep(RAW_CHECKS, self.judge_raw(partition, raw, verdict))
                 keep(VALIDATED, facts)
+                candles = archive.read(partition)  # what the file holds, not what was written to it
+                schema = candle_schema(candles)
                 keep(VALIDATED_CHECKS, schema)
                 if schema.passed:
                     keep(STORED, table.store(conn, partition, candles, coverage=raw.coverage))
