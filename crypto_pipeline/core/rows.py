@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -29,6 +30,56 @@ _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?
 
 
 Positions = tuple[int, int, int, int, int, int] | tuple[str, str, str, str, str, str]
+
+
+class PlainRow(msgspec.Struct, array_like=True, gc=False):
+    """A row that begins with a whole number and five numbers, or their decimal texts."""
+
+    time: int
+    one: float
+    two: float
+    three: float
+    four: float
+    five: float
+
+
+class PlainRows(list[PlainRow]):
+    """An answer that is nothing but such rows, which take half the time to read.
+
+    ``as_sent`` gives the rows as they came, for the careful way.
+    """
+
+    def __init__(self, rows: list[PlainRow], as_sent: Callable[[], Sequence[object]]) -> None:
+        super().__init__(rows)
+        self.as_sent = as_sent
+
+    def columns(
+        self, layout: Layout
+    ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]]] | None:
+        """As :func:`plain_numbers`."""
+        names = PlainRow.__struct_fields__
+        if layout.positions[0] != 0 or not set(layout.positions) <= set(range(len(names))):
+            return None
+        opened, *values = (
+            [getattr(row, names[int(place)]) for row in self] for place in layout.positions
+        )
+        try:
+            time = np.array(opened, np.int64)
+        except OverflowError:
+            return None
+        return _within_bounds(time, [np.array(column, np.float64) for column in values], layout)
+
+
+_PLAIN_ROWS: Final = msgspec.json.Decoder(list[PlainRow], strict=False)
+
+
+def plain_rows(text: str, as_sent: Callable[[], Sequence[object]]) -> PlainRows | None:
+    """A JSON text as plain rows; None if it is anything else, or so few rows that nothing is won."""
+    try:
+        rows = _PLAIN_ROWS.decode(text)
+    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
+        return None
+    return PlainRows(rows, as_sent) if len(rows) >= _FEW else None
 
 
 class Layout(NamedTuple):
@@ -72,6 +123,12 @@ def plain_numbers(
         values = [_numbers(column) for column in cells[1:]]
     except (TypeError, ValueError, OverflowError):
         return None
+    return _within_bounds(time, values, layout)
+
+
+def _within_bounds(
+    time: npt.NDArray[np.int64], values: list[npt.NDArray[np.float64]], layout: Layout
+) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]]] | None:
     low, high = _TIME_BOUNDS_MS
     if time.min() < low or time.max() > (high - 1) // layout.time_unit_ms:
         return None
@@ -84,6 +141,9 @@ def row_columns(rows: Sequence[object], layout: Layout) -> RowColumns:
     """The columns of one page, whatever its rows are."""
     if not rows:
         return np.empty(0, np.int64), [np.empty(0) for _ in VALUES], None
+    if isinstance(rows, PlainRows):
+        plain = rows.columns(layout)
+        return row_columns(rows.as_sent(), layout) if plain is None else (*plain, None)
     if len(rows) < _FEW:
         return _columns_by_row(rows, layout)
     try:

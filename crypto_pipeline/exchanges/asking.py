@@ -20,8 +20,8 @@ from crypto_pipeline.errors import (
     RateLimited,
 )
 from crypto_pipeline.exchanges.clock import ExchangeClock
+from crypto_pipeline.exchanges.exchanged import CURRENT, Exchanged
 from crypto_pipeline.exchanges.failures import told
-from crypto_pipeline.exchanges.strict import CURRENT, Exchanged
 
 Clock = Callable[[], int]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crypto_pipeline.exchanges.strict import Exchanged
+from crypto_pipeline.exchanges.exchanged import Exchanged
 
 
 class ExchangeClock:

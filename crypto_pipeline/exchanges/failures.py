@@ -20,7 +20,7 @@ from crypto_pipeline.errors import (
     RateLimited,
     RequestRefused,
 )
-from crypto_pipeline.exchanges.strict import Exchanged
+from crypto_pipeline.exchanges.exchanged import Exchanged
 from crypto_pipeline.redaction import redacted
 
 _RATE_STATUS: Final = {418, 429}

@@ -10,14 +10,9 @@ a context variable, which no concurrent request shares.
 from __future__ import annotations
 
 import json
-import math
 import ssl
 import time
 from collections.abc import Callable
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, Final
 
@@ -25,73 +20,25 @@ import ccxt.async_support
 import orjson
 
 from crypto_pipeline.core.pacing import Pacer
-from crypto_pipeline.core.rows import as_received
+from crypto_pipeline.core.rows import PlainRows, as_received, plain_rows
 from crypto_pipeline.errors import BadAnswer, ConfigError, ExchangeUnavailable
 from crypto_pipeline.exchanges.bounded import HINT, Bound, bounded_session
+from crypto_pipeline.exchanges.exchanged import CURRENT
 from crypto_pipeline.redaction import redacted
 
 _LONGEST_INTEGER: Final = 4_000
+
+#: Exchanges whose answer is the list of candles, and whose ccxt class hands it to ``parse_ohlcvs`` as it
+#: is: read in its source, and pinned. They answer nothing else with lists of lists.
+LISTING_CANDLES: Final = frozenset(
+    {"binance", "binanceus", "binanceusdm", "binancecoinm", "coinbaseexchange"}
+)
 
 
 @lru_cache(maxsize=4)
 def authorities(cafile: str) -> ssl.SSLContext:
     """What ccxt makes for each exchange: 25 ms of CPU, and it can be shared."""
     return ssl.create_default_context(cafile=cafile)
-
-
-@dataclass
-class Exchanged:
-    """One request and its reply, as seen on the wire. Times in ms of our clock.
-
-    An answer is as old as its request: between the two this process may have been stopped, or the
-    answer may have been long on its way, and its last candle is then not what it became.
-    """
-
-    cost_ms: float | None = None  # of the budget; None as ccxt says
-    sent_at: int = 0
-    received_at: int = 0
-    status: int | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    body: Any = None
-    not_decoded: str | None = None  # why a JSON body was left alone
-    rows: list[Any] | None = None
-
-    def header(self, name: str) -> str | None:
-        """A header's value, whatever its case."""
-        wanted = name.lower()
-        return next((v for k, v in self.headers.items() if k.lower() == wanted), None)
-
-    @property
-    def retry_after(self) -> float | None:
-        """Seconds the exchange asked us to wait; None if it did not say."""
-        text = self.header("Retry-After")
-        try:
-            seconds = float(text or "nan")
-        except ValueError:
-            return None  # the HTTP-date form: no exchange in the table sends it
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-
-    @property
-    def server_time(self) -> int | None:
-        """The second named by the ``Date`` header, ms; None without a readable one."""
-        text = self.header("Date")
-        try:
-            date = None if text is None else parsedate_to_datetime(text)
-        except (ValueError, OverflowError):
-            return None
-        if date is None:
-            return None
-        # HTTP dates are UTC; one that says "-0000" comes without a zone
-        return int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()) * 1_000
-
-    def restart(self, sent_at: int) -> None:
-        """Forget an earlier request of the same call, such as the one for the markets."""
-        self.sent_at, self.received_at = sent_at, 0
-        self.status, self.headers, self.body, self.rows = None, {}, None, None
-        self.not_decoded = None
-
-
-CURRENT: ContextVar[Exchanged | None] = ContextVar("crypto_pipeline_exchanged", default=None)
 
 
 class StrictAnswers:
@@ -103,6 +50,7 @@ class StrictAnswers:
     pacer: Pacer | None = None
     answer_bytes: int | None = None  # None as fits what is asked
     page: int = 1_000
+    lists_candles = False  # whether lists of lists are candles, and ccxt looks into none of them
 
     #: ccxt sleeps a quarter of a second once all is closed, for an aiohttp that did not wait for TLS.
     timeout_on_exit = 0
@@ -163,13 +111,17 @@ class StrictAnswers:
         wrong = self.bound.broken_by(body)
         try:
             if wrong is None:
-                return _decoded(body)
+                rows = self._plain_rows(body) if self.lists_candles else None
+                return _decoded(body) if rows is None else rows
         except RecursionError:
             wrong = f"JSON nested too deeply to be an answer ({self._shown(body)})"
         exchanged = CURRENT.get()
         if exchanged is not None:
             exchanged.not_decoded = wrong
         raise ValueError(wrong)
+
+    def _plain_rows(self, body: str) -> PlainRows | None:
+        return plain_rows(body, lambda: _decoded(body)) if body.startswith("[[") else None
 
     def handle_errors(
         self,
@@ -280,7 +232,9 @@ def strict_exchange(ccxt_id: str, options: dict[str, Any]) -> Any:
     genuine = getattr(ccxt.async_support, ccxt_id, None)
     if ccxt_id not in ccxt.async_support.exchanges or genuine is None:
         raise ConfigError(f"ccxt {ccxt.__version__} has no exchange {ccxt_id!r}.")
-    return type(f"Strict{ccxt_id.title()}", (StrictAnswers, genuine), {})(options)
+    made = type(f"Strict{ccxt_id.title()}", (StrictAnswers, genuine), {})(options)
+    made.lists_candles = ccxt_id in LISTING_CANDLES
+    return made
 
 
 def _decoded(body: str) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from crypto_pipeline.core.rows import as_received
 from crypto_pipeline.core.timeframes import utc
 from crypto_pipeline.errors import BadAnswer
-from crypto_pipeline.exchanges.strict import CURRENT, Exchanged
+from crypto_pipeline.exchanges.exchanged import CURRENT, Exchanged
 from crypto_pipeline.exchanges.trade_rows import (
     Floats,
     Id,

@@ -11,10 +11,16 @@ import orjson
 from aiohttp import web
 
 from crypto_pipeline.config.model import ExchangeConfig
+from crypto_pipeline.core.rows import PlainRows
 from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
 
 NOW = 1_762_820_224_000
 Handler = Callable[[web.Request], web.Response]
+
+
+def as_sent(rows: Any) -> list[Any]:
+    """The rows of an answer as they came, however they were read."""
+    return rows.as_sent() if isinstance(rows, PlainRows) else rows
 
 
 @asynccontextmanager
@@ -66,7 +72,6 @@ async def wrapped(
         key=ccxt_id, config=config, secrets=secrets, clock=lambda: NOW
     ) as wrapper:
         exchange = wrapper._ccxt
-        exchange.timeout_on_exit = 0
         exchange.urls["api"] = _everywhere(exchange.urls["api"], url)
         base, quote = symbol.split("/")
         exchange.set_markets(

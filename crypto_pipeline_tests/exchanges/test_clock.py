@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from crypto_pipeline.core.timeframes import utc
 from crypto_pipeline.exchanges.clock import ExchangeClock
-from crypto_pipeline.exchanges.strict import Exchanged
+from crypto_pipeline.exchanges.exchanged import Exchanged
 
 START = 1_710_506_096_789
 

@@ -19,6 +19,7 @@ from crypto_pipeline.errors import (
     RequestRefused,
 )
 from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
+from crypto_pipeline_tests.exchanges.canned import as_sent
 from crypto_pipeline_tests.exchanges.conftest import (
     ATTEMPTS,
     FORMING,
@@ -111,7 +112,9 @@ def test_a_passing_fault_costs_attempts_and_no_candle(asker: Asker, key: str, na
 
 def times_in_window(answer: Any, window: Interval = WINDOW) -> list[int]:
     layout = answer.layout
-    times = sorted(int(row[layout.positions[0]]) * layout.time_unit_ms for row in answer.rows)
+    times = sorted(
+        int(row[layout.positions[0]]) * layout.time_unit_ms for row in as_sent(answer.rows)
+    )
     return [time for time in times if time in window]
 
 

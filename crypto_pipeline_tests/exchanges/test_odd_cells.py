@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
+import pandas as pd
 import pytest
 
 from crypto_pipeline.core.answers import Answer, observations_of
 from crypto_pipeline.core.coverage import Series
 from crypto_pipeline.core.intervals import Interval
+from crypto_pipeline.core.rows import PlainRows
 from crypto_pipeline.core.timeframes import MINUTE_MS
 from crypto_pipeline.errors import BadAnswer
+from crypto_pipeline.exchanges import strict
+from crypto_pipeline.exchanges.strict import LISTING_CANDLES
 from crypto_pipeline_tests.exchanges.canned import NOW, always, serving, wrapped
 
 START = NOW // MINUTE_MS * MINUTE_MS - 5 * MINUTE_MS
@@ -30,9 +35,9 @@ CELLS = {
 }
 
 
-def asked(body: bytes) -> Answer:
+def asked(body: bytes, ccxt_id: str = "binance") -> Answer:
     async def run() -> Answer:
-        async with serving(always(body)) as url, wrapped("binance", url) as wrapper:
+        async with serving(always(body)) as url, wrapped(ccxt_id, url) as wrapper:
             window = Interval(START, START + 3 * MINUTE_MS)
             return await wrapper.fetch(Series("BTC/USDT", "1m"), window)
 
@@ -54,6 +59,29 @@ def test_the_rows_beside_it_are_read(cell: str) -> None:
     elif cell != "1e-400":
         (received,) = read["received"].dropna()
         assert json.loads(received)[0] == START + MINUTE_MS
+
+
+@pytest.mark.parametrize("ccxt_id", sorted(LISTING_CANDLES))
+def test_a_page_that_is_read_the_fast_way_passes_through_ccxt(
+    ccxt_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ccxt's class must hand the very list on, and may look into no row of it."""
+    coinbase = ccxt_id == "coinbaseexchange"
+    unit = 1_000 if coinbase else 1
+    rows = [[(START + n * MINUTE_MS) // unit, "1", "4", "2", "3.5", f"{n}", 0] for n in range(20)]
+    body = json.dumps(rows).encode()
+
+    def read() -> tuple[Any, pd.DataFrame]:
+        answer = asked(body, ccxt_id)
+        return type(answer.rows), observations_of(answer, run_id="", settle_ms=0)
+
+    fast, columns = read()
+    assert fast is PlainRows
+    monkeypatch.setattr(strict, "LISTING_CANDLES", frozenset())
+    careful, expected = read()
+    assert careful is list
+    pd.testing.assert_frame_equal(columns, expected)
+    assert columns["close"].unique().tolist() == [3.5]
 
 
 @pytest.mark.parametrize(

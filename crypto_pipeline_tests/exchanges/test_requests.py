@@ -14,6 +14,7 @@ from crypto_pipeline.core.coverage import Series
 from crypto_pipeline.core.intervals import Interval
 from crypto_pipeline.core.timeframes import MINUTE_MS, day_start_ms, timeframe_ms, utc
 from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
+from crypto_pipeline_tests.exchanges.canned import as_sent
 from crypto_pipeline_tests.exchanges.conftest import (
     FORMING,
     KEYS,
@@ -28,7 +29,7 @@ DAY = day_start_ms(utc(NOW).date())
 
 def times_of(answer: Answer) -> list[int]:
     position = answer.layout.positions[0]
-    return [int(row[position]) * answer.layout.time_unit_ms for row in answer.rows]  # type: ignore[index]
+    return [int(row[position]) * answer.layout.time_unit_ms for row in as_sent(answer.rows)]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_one_unreadable_row_costs_one_candle_not_the_page(
     )
     answer = asker.fetch(key)
     assert len(asker.asked(key)) == 1
-    spoiled = [row for row in answer.rows if not _is_plain(row)]
+    spoiled = [row for row in as_sent(answer.rows) if not _is_plain(row)]
     assert len(spoiled) == 1
     assert answer.layout.positions != ()
 
@@ -181,7 +182,7 @@ def test_concurrent_requests_do_not_mix_their_replies(asker: Asker, key: str) ->
         position = answer.layout.positions
         rows = [
             [float(row[place]) for place in position[1:]]
-            for row, time in zip(answer.rows, times_of(answer), strict=True)
+            for row, time in zip(as_sent(answer.rows), times_of(answer), strict=True)
             if time in answer.window
         ]
         assert rows == truth[["open", "high", "low", "close", "volume"]].to_numpy().tolist()

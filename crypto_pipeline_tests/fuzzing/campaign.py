@@ -33,6 +33,7 @@ from crypto_pipeline.database.rejected_writer import record_rejected
 from crypto_pipeline.errors import ExchangeError
 from crypto_pipeline.lake.storage import LakeStorage
 from crypto_pipeline.lake.zones import RawPartition, RawZone, ValidatedZone
+from crypto_pipeline_tests.exchanges.canned import as_sent
 from crypto_pipeline_tests.fuzzing.answers import NAMES, ORDERS, SECONDS, Made, Maker
 from crypto_pipeline_tests.fuzzing.checking import (
     Broken,
@@ -146,7 +147,7 @@ class Batch:
         self._newest[series] = fetched
         expected = Asked(
             symbol=series.symbol, timeframe=series.timeframe, length=length, start=window.start,
-            end=window.end, rows=rows, columns=self._columns, unit=self._unit,
+            end=window.end, rows=as_sent(rows), columns=self._columns, unit=self._unit,
             fetched_at=fetched, now=self._now,
         )  # fmt: skip
         return answer, expected
@@ -164,7 +165,7 @@ class Batch:
             return None
         if made.rows is None:
             return rows
-        if not same_json(rows, made.rows, json.loads(made.body)):
+        if not same_json(as_sent(rows), made.rows, json.loads(made.body)):
             self._fail("read other rows than were sent", made.body)
         return rows
 

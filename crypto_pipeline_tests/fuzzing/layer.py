@@ -6,9 +6,10 @@ import struct
 from typing import Any, Final
 
 from crypto_pipeline.errors import ExchangeError
+from crypto_pipeline.exchanges.exchanged import CURRENT, Exchanged
 from crypto_pipeline.exchanges.failures import told
 from crypto_pipeline.exchanges.layouts import Layouts
-from crypto_pipeline.exchanges.strict import CURRENT, Exchanged, strict_exchange
+from crypto_pipeline.exchanges.strict import strict_exchange
 
 SYMBOL: Final = "BTC/USD"
 

@@ -20,7 +20,7 @@ from crypto_pipeline.corridor.collect import Collection
 from crypto_pipeline.database.candle_writer import upsert_candles
 from crypto_pipeline.database.locks import raw_partition_lock
 from crypto_pipeline.exchanges.clock import ExchangeClock
-from crypto_pipeline.exchanges.strict import Exchanged
+from crypto_pipeline.exchanges.exchanged import Exchanged
 from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
 from crypto_pipeline.lake.storage import LakeStorage
 from crypto_pipeline.lake.zones import RawPartition, RawZone
