@@ -57,17 +57,21 @@ class PlainRows(list[PlainRow]):
         self, layout: Layout
     ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float64]]] | None:
         """As :func:`plain_numbers`."""
-        names = PlainRow.__struct_fields__
-        if layout.positions[0] != 0 or not set(layout.positions) <= set(range(len(names))):
+        if sorted(layout.positions, key=str) != [0, 1, 2, 3, 4, 5] or layout.positions[0] != 0:
             return None
-        opened, *values = (
-            [getattr(row, names[int(place)]) for row in self] for place in layout.positions
-        )
         try:
-            time = np.array(opened, np.int64)
+            time = np.array([row.time for row in self], np.int64)
         except OverflowError:
             return None
-        return _within_bounds(time, [np.array(column, np.float64) for column in values], layout)
+        cells = (  # by name: getattr takes a quarter longer
+            [row.one for row in self],
+            [row.two for row in self],
+            [row.three for row in self],
+            [row.four for row in self],
+            [row.five for row in self],
+        )
+        values = [np.array(cells[int(place) - 1]) for place in layout.positions[1:]]
+        return _within_bounds(time, values, layout)
 
 
 _PLAIN_ROWS: Final = msgspec.json.Decoder(list[PlainRow], strict=False)
