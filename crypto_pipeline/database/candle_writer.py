@@ -18,6 +18,7 @@ from psycopg import sql
 from crypto_pipeline.database.copy_binary import binary_copy_blocks
 from crypto_pipeline.database.failures import database_errors
 from crypto_pipeline.database.frames import CandleArrays, candle_arrays, newest_of_each_series
+from crypto_pipeline.database.hour_writer import hour_bounds, put_hours, refresh_hours
 from crypto_pipeline.database.statements import LOCK, assignments, lock_keys, names, table_name
 from crypto_pipeline.database.tables import CANDLE_SERIES, CANDLES, LIVE_CANDLES, VALUES
 
@@ -115,7 +116,7 @@ def upsert_candles(
     start: datetime,
     end: datetime,
 ) -> WriteResult:
-    """Bring the final candles of one partition into ``candles``.
+    """Bring the final candles of one partition into ``candles``, and their hours up to date.
 
     Args:
         conn: an autocommit connection of :mod:`crypto_pipeline.database.connection`.
@@ -152,14 +153,20 @@ def upsert_candles(
         days = _utc_days(start, end)
         keys = lock_keys(purpose="candles", exchange=exchange, parts=days)
         cursor.execute(LOCK, {"keys": keys})
-        if cursor.execute(_IS_EMPTY, scope).fetchone() == (True,):
+        first, end = hour_bounds(rows)
+        hours = {**scope, "first": first, "last": end - timedelta(microseconds=1)}
+        hours_empty = _is_empty(cursor, hours)
+        if hours_empty or _is_empty(cursor, scope):
             _copy(cursor, rows, into=table_name(CANDLES), exchange=exchange)
+            (put_hours if hours_empty else refresh_hours)(cursor, rows, exchange=exchange)
             return WriteResult(inserted=len(rows))
         cursor.execute(_MAKE_STAGING)
         _copy(cursor, rows, into=_STAGING)
         merge = _merge_statement(server_version=conn.info.server_version)
         inserted, changed, stale = cursor.execute(merge, scope).fetchone() or (0, 0, 0)
         cursor.execute(_DROP_STAGING)
+        if inserted or changed:
+            refresh_hours(cursor, rows, exchange=exchange)
     return WriteResult(
         inserted=inserted,
         changed=changed,
@@ -191,6 +198,10 @@ def replace_live_candles(conn: psycopg.Connection, frame: pd.DataFrame, *, excha
     with database_errors(conn, doing), conn.transaction():
         conn.execute(LOCK, {"keys": lock_keys(purpose="live", exchange=exchange)})
         return conn.execute(_REPLACE_LIVE, {"exchange": exchange, **columns}).rowcount
+
+
+def _is_empty(cursor: psycopg.ClientCursor, scope: dict[str, object]) -> bool:
+    return cursor.execute(_IS_EMPTY, scope).fetchone() == (True,)
 
 
 def _copy(

@@ -29,7 +29,7 @@ from crypto_pipeline.errors import DatabaseError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD: Final = "0005"
+HEAD: Final = "0006"
 VERSION_TABLE: Final = "crypto_pipeline_version"
 
 #: The first that has ``date_bin``.

@@ -40,7 +40,7 @@ GRANT SELECT ON crypto_pipeline_version TO crypto_pipeline_writer, crypto_pipeli
 
 GRANT SELECT ON
     candles, live_candles, rejected_candles, candle_gaps, candle_partitions, exchange_states,
-    request_budgets, candle_series, latest_candles
+    request_budgets, candle_series, candle_hours, latest_candles
 TO crypto_pipeline_reader;
 GRANT EXECUTE ON FUNCTION
     candles_filled(text, text, text, timestamptz, timestamptz)
@@ -50,7 +50,7 @@ GRANT SELECT, INSERT, UPDATE ON
     candles, live_candles, candle_partitions, exchange_states, request_budgets, exchange_markets
 TO crypto_pipeline_writer;
 GRANT SELECT, INSERT ON rejected_candles, candle_series TO crypto_pipeline_writer;
-GRANT SELECT, INSERT, UPDATE, DELETE ON candle_gaps TO crypto_pipeline_writer;
+GRANT SELECT, INSERT, UPDATE, DELETE ON candle_gaps, candle_hours TO crypto_pipeline_writer;
 GRANT EXECUTE ON FUNCTION
     take_request_place(text, interval, interval, bigint, bigint, double precision)
 TO crypto_pipeline_writer;

@@ -25,6 +25,7 @@ from sqlalchemy import (
     Index,
     MetaData,
     PrimaryKeyConstraint,
+    SmallInteger,
     Table,
     Text,
     Uuid,
@@ -112,6 +113,19 @@ CANDLE_SERIES: Final = Table(
 )
 
 event.listen(METADATA, "after_create", DDL(LATEST_CANDLES))  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
+#: Each hour of a series of 1m, made of its candles and kept with them: a year is read in milliseconds.
+CANDLE_HOURS: Final = Table(
+    "candle_hours",
+    METADATA,
+    _name("exchange"),
+    _name("symbol"),
+    _time("open_time"),
+    *_values(),
+    Column("minutes", SmallInteger, nullable=False),  # how many of the hour's candles there are
+    PrimaryKeyConstraint("exchange", "symbol", "open_time", name="candle_hours_pkey"),
+    CheckConstraint("minutes > 0", name="candle_hours_not_empty"),
+)
 
 #: The newest forming candle of each series. It stays when its candle closes, until the next tick.
 LIVE_CANDLES: Final = Table(

@@ -77,7 +77,9 @@ def test_no_failure_tells_the_password(password, quoted, rest) -> None:
         pass
     told = "".join(traceback.format_exception(failed.value, limit=0)) + str(failed.value)
     pieces = [password, given_password, *re.split("[@/:?]", given_password)]
-    assert not [piece for piece in pieces if len(piece) >= 6 and piece in told]
+    # a row of zeros stands in the message by itself, as do other single characters
+    telling = [piece for piece in pieces if len(piece) >= 6 and len(set(piece)) > 1]
+    assert not [piece for piece in telling if piece in told]
 
 
 def test_an_unreachable_database_is_worth_another_try() -> None:

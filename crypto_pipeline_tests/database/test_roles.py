@@ -128,6 +128,7 @@ def test_the_writer_has_no_right_that_runs_do_not_use(urls: dict[str, str]) -> N
         "exchange_markets": work,
         "rejected_candles": {"SELECT", "INSERT"},
         "candle_gaps": {*work, "DELETE"},
+        "candle_hours": {*work, "DELETE"},
         "candle_series": {"SELECT", "INSERT"},
         "crypto_pipeline_version": {"SELECT"},
     }
