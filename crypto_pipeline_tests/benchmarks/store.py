@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -47,11 +48,24 @@ FILL = sql.SQL(
     " interval '1 minute') AS t, LATERAL (SELECT random() AS x WHERE t IS NOT NULL) AS noise"
 )
 
+#: As a migration makes those of candles that are there.
+HOURS = (
+    "INSERT INTO candle_hours SELECT exchange, symbol, time_bucket('1 hour', open_time) AS hour,"
+    " first(open, open_time), max(high), min(low), last(close, open_time), sum(volume), count(*)"
+    " FROM candles WHERE exchange = %(exchange)s AND symbol = %(symbol)s GROUP BY 1, 2, 3"
+)
+
 #: What people ask; ``p95`` in milliseconds is what we promise for 50 million rows, warm.
 LAST_CANDLES = (
     "SELECT open_time, open, high, low, close, volume FROM candles WHERE exchange = 'e0'"
     " AND symbol = 'S002/USDT' AND timeframe = '1m' ORDER BY open_time DESC LIMIT 1000"
 )
+BY_THE_HOUR = (
+    "SELECT open_time, open, high, low, close, volume, minutes FROM candle_hours WHERE exchange = 'e0'"
+    " AND symbol = 'S002/USDT' AND open_time >= '2023-06-01' AND open_time < '2024-06-01'"
+    " ORDER BY open_time"
+)
+#: The same without that table; promised to nobody.
 ROLLED_UP = (
     "SELECT time_bucket('1 hour', open_time) AS hour, first(open, open_time) AS open,"
     " max(high) AS high, min(low) AS low, last(close, open_time) AS close, sum(volume) AS volume"
@@ -65,10 +79,11 @@ ONE_DAY = (
 )
 QUERIES = {
     "the last 1,000 candles of a series": (LAST_CANDLES, 10),
-    "a year of 1m rolled up to 1h": (ROLLED_UP, 100),
+    "a year of 1m rolled up to 1h": (BY_THE_HOUR, 100),
     "the latest candle of every series": ("SELECT * FROM latest_candles", 50),
     "a day of an exchange": (ONE_DAY, 200),
 }
+BESIDE = {"the same year from its minutes": (ROLLED_UP, math.inf)}
 
 
 def frame_of_a_day(symbols: int, day: date) -> pd.DataFrame:
@@ -161,7 +176,12 @@ def writes(conn: psycopg.Connection) -> dict[str, float]:
             [exchange],
         )
         timed("1 % changed", store)
-    conn.execute("DELETE FROM candles WHERE exchange LIKE 'w%' OR exchange LIKE 'c%'")
+    for table in ("candles", "candle_hours"):
+        conn.execute(
+            sql.SQL("DELETE FROM {} WHERE exchange LIKE 'w%' OR exchange LIKE 'c%'").format(
+                sql.Identifier(table)
+            )
+        )
     copy = statistics.median(ways["copy"])
     return {
         "raw COPY, rows/s": len(frame) / copy,
@@ -198,12 +218,12 @@ def _versions(conn: psycopg.Connection, exchange: str) -> Any:
 def queries(conn: psycopg.Connection) -> dict[str, dict[str, float]]:
     """Median and 95th percentile of each, ms."""
     found = {}
-    for name, (query, promised) in QUERIES.items():
+    for name, (query, promised) in {**QUERIES, **BESIDE}.items():
         taken = sorted(seconds(lambda: conn.execute(query).fetchall(), RUNS))  # noqa: B023
         found[name] = {
             "median ms": round(statistics.median(taken) * 1_000, 1),
             "p95 ms": round(taken[int(RUNS * 0.95) - 1] * 1_000, 1),
-            "promised ms": promised,
+            "promised ms": None if math.isinf(promised) else promised,
         }
     return found
 
@@ -220,9 +240,11 @@ def fill(conn: psycopg.Connection, rows: int) -> int:
             "INSERT INTO candle_series (exchange, symbol, timeframe) VALUES (%(exchange)s, %(symbol)s, '1m')",
             values,
         )
+        conn.execute(HOURS, values)
         sys.stderr.write(f"\r{number + 1} of {series} series")
     sys.stderr.write("\n")
     conn.execute("VACUUM ANALYZE candles")
+    conn.execute("VACUUM ANALYZE candle_hours")
     return series
 
 
@@ -247,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{name:40} {each}\n")
     if options.json:
         options.json.write_text(json.dumps({**figures, "queries": asked}, indent=2))
-    held = [each["p95 ms"] <= each["promised ms"] for each in asked.values()]
+    held = [asked[name]["p95 ms"] <= promised for name, (_, promised) in QUERIES.items()]
     held.append(min(v for k, v in figures.items() if k.startswith("upsert")) >= 0.6)
     held.append(min(v for k, v in figures.items() if k.startswith("validation")) >= 2_000_000)
     return 0 if all(held) else 1

@@ -29,7 +29,7 @@ from crypto_pipeline.errors import CryptoPipelineError
 from crypto_pipeline.lake.storage import LakeStorage
 from crypto_pipeline.orchestration import healing, ledger
 from crypto_pipeline.orchestration.assets import _resting
-from crypto_pipeline.orchestration.ledger import LedgerResource
+from crypto_pipeline.orchestration.ledger import LedgerResource, StoredRuns
 from crypto_pipeline.orchestration.partitions import Partition
 from crypto_pipeline.orchestration.resources import (
     CcxtResource,
@@ -155,7 +155,7 @@ class Deployment:
             )
             self._write()
             replace_live_candles(conn, candles[~candles["final"]], exchange=partition.exchange)
-            self.ledger.record(conn, partition, filled(final), live=live)
+            self.ledger.record(conn, {partition: StoredRuns(filled(final))}, live=live)
 
     # Crashes
 

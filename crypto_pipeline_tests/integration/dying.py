@@ -20,7 +20,7 @@ import psutil
 from crypto_pipeline.database import candle_writer, gap_writer
 from crypto_pipeline.exchanges.wrapper import ExchangeWrapper
 from crypto_pipeline.lake import storage
-from crypto_pipeline.orchestration import io_managers, verdicts_stored
+from crypto_pipeline.orchestration import io_managers
 from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline_tests.pipelines import Pipeline
 
@@ -95,10 +95,11 @@ MOMENTS: dict[str, Seam | MidCopy] = {
     "before COPY": Seam(candle_writer, "_copy"),
     "in mid COPY": MidCopy(),
     "between COPY and commit": Seam(candle_writer, "_copy", after=True),
+    "between candles and their hours": Seam(candle_writer, "put_hours"),
     "after commit": Seam(io_managers, "replace_live_candles"),
     "between candles and ledger": Seam(io_managers, "replace_live_candles", after=True),
     "in the ledger's transaction": Seam(gap_writer, "note_answered"),
-    "during the checks": Seam(verdicts_stored, "gaps"),
+    "during the checks": Seam(LedgerResource, "recorded"),
 }
 
 

@@ -42,7 +42,7 @@ DIALECTS = {"binance": "BTC/USDT", "kraken": "BTC/USD", "coinbaseexchange": "BTC
 def config() -> SimulatorConfig:
     return SimulatorConfig.parse(
         {
-            "clock": {"starts_at": START + DAY_MS + 3_600_000},
+            "clock": {"starts_at": START + DAY_MS + 3_605_000},  # the minute before is final
             "exchanges": {
                 key: {"symbols": [symbol], "quiet_rate": 0, "history_limit": 0}
                 for key, symbol in DIALECTS.items()
