@@ -155,3 +155,18 @@ def test_a_name_that_does_not_resolve_is_an_outage_like_any_other(
     assert back.run(f"{TODAY}|binance").success
     stored = back.candles()
     assert stored.equals(back.truth("binance", START + DAY_MS, NOW // MINUTE_MS * MINUTE_MS))
+
+
+def test_an_unreadable_file_of_one_exchange_keeps_no_other_from_being_collected(
+    simulator: SimulatorHandle, pipeline: Callable[..., Pipeline]
+) -> None:
+    """Recording what failed reads the archive, too: its error must not take the other's place."""
+    candles = pipeline(simulator)
+    assert candles.run(f"{TODAY}|binance").success
+    lake = candles.settings.home / "lake" / "raw"
+    (damaged,) = lake.rglob("*.parquet")
+    damaged.write_bytes(b"not Parquet")
+    result = candles.run(f"{TODAY}|binance", f"{TODAY}|coinbaseexchange", may_fail=True)
+    assert not result.success
+    assert result.is_node_success("raw_ohlcv")
+    assert [path for path in lake.rglob("*.parquet") if "coinbaseexchange" in str(path)]
