@@ -32,6 +32,7 @@ from crypto_pipeline.simulator import SimulatorConfig, SimulatorHandle, running_
 from crypto_pipeline_tests.benchmarks.chaos import FAULTS, Chaos
 from crypto_pipeline_tests.benchmarks.samples import Samples
 from crypto_pipeline_tests.benchmarks.supervised import Supervised
+from crypto_pipeline_tests.database.stored import HOURS_OFF
 
 BASES = ["BTC", "ETH", "SOL", "XRP"]
 QUOTES = {"binance": "USDT", "kraken": "USD", "coinbaseexchange": "USD"}
@@ -42,6 +43,7 @@ KEY = ["exchange", "symbol", "open_time"]
 VALUES = ["open", "high", "low", "close", "volume"]
 
 OPEN = "SELECT exchange, gap_start, cause FROM candle_gaps WHERE next_retry IS NOT NULL"
+NONE_OF = ("lost", "invented", "different", "hours off")
 PARTITIONS = "SELECT count(*) FROM candle_partitions"
 
 
@@ -83,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.write(json.dumps(figures, indent=2, default=str) + "\n")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2, default=str))
-    bad = [figures[name] for name in ("lost", "invented", "different", "open gaps", "left behind")]
+    bad = [figures[name] for name in (*NONE_OF, "open gaps", "left behind")]
     return 1 if any(bad) or figures["grows"] else 0
 
 
@@ -156,7 +158,7 @@ def _settle(
         except CryptoPipelineError as error:
             found = {"error": str(error)}
         if not found.get("error") and not any(
-            found[name] for name in ("lost", "invented", "different", "open gaps", "unseen")
+            found[name] for name in (*NONE_OF, "open gaps", "unseen")
         ):
             break
         if time.monotonic() > began + minutes * 60:
@@ -199,6 +201,7 @@ def _compare(deployment: Supervised, simulator: SimulatorHandle, first: int) -> 
         "lost": len(lost),
         "invented": int((both["_merge"] == "left_only").sum()),
         "different": int(off.sum()),
+        "hours off": deployment.rows(HOURS_OFF)[0][0],
         "open gaps": len(open_gaps),
         "unseen": int(unseen),
     }

@@ -41,7 +41,7 @@ from crypto_pipeline.orchestration.schedules import _days
 from crypto_pipeline.orchestration.tags import EXCHANGE_TAG, HEALS_TAG
 from crypto_pipeline.simulator import SimulatorHandle
 
-TABLES = "candles, live_candles, rejected_candles, candle_gaps, candle_partitions, exchange_states, request_budgets, exchange_markets"
+TABLES = "candles, candle_hours, live_candles, rejected_candles, candle_gaps, candle_partitions, exchange_states, request_budgets, exchange_markets"
 
 
 class Crash(BaseException):

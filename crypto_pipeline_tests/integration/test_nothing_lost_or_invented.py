@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from crypto_pipeline.core.gaps import PROVEN
 from crypto_pipeline.core.timeframes import DAY_MS, MINUTE_MS, day_of, day_start_ms
 from crypto_pipeline.simulator import SimulatorConfig, SimulatorHandle, running_simulator
+from crypto_pipeline_tests.database.stored import HOURS_OFF
 from crypto_pipeline_tests.integration.deployment_model import Deployment, loaded
 
 FIRST = date(2024, 3, 14)
@@ -169,6 +170,8 @@ def check(deployment: Deployment) -> None:
     for name in ("open", "high", "low", "close", "volume"):
         difference = (same[name] - same[f"{name}_true"]).abs()
         assert (difference <= 1e-9 * same[f"{name}_true"].abs()).all(), name
+    with deployment.database.connect() as conn:
+        assert conn.execute(HOURS_OFF).fetchall() == [(0,)]
     explained(deployment, stored, settled)
 
 
