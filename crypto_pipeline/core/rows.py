@@ -202,7 +202,9 @@ def _columns_by_row(rows: Sequence[object], layout: Layout) -> RowColumns:
 
 
 def as_received(row: object) -> str:
-    """A row as JSON text, cut to a length a person can read."""
+    """A row, or all of an answer, as JSON text, cut to a length a person can read."""
+    if isinstance(row, PlainRows):
+        row = row.as_sent()
     try:
         text = json.dumps(row, default=str, ensure_ascii=False)[:_RECEIVED_LIMIT]
     except (RecursionError, TypeError, ValueError):  # nested or long beyond reason, not JSON at all

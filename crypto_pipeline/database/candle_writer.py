@@ -18,7 +18,12 @@ from psycopg import sql
 from crypto_pipeline.database.copy_binary import binary_copy_blocks
 from crypto_pipeline.database.failures import database_errors
 from crypto_pipeline.database.frames import CandleArrays, candle_arrays, newest_of_each_series
-from crypto_pipeline.database.hour_writer import hour_bounds, put_hours, refresh_hours
+from crypto_pipeline.database.hour_writer import (
+    TIMEFRAME,
+    hour_bounds,
+    put_hours,
+    refresh_hours,
+)
 from crypto_pipeline.database.statements import LOCK, assignments, lock_keys, names, table_name
 from crypto_pipeline.database.tables import CANDLE_SERIES, CANDLES, LIVE_CANDLES, VALUES
 
@@ -63,9 +68,11 @@ _MERGE: Final = sql.SQL(
     " ON CONFLICT ({key}) DO UPDATE SET {assignments}"
     " WHERE ({stored_values}) IS DISTINCT FROM ({new_values})"
     "  AND excluded.fetched_at >= stored.fetched_at"
-    " RETURNING {is_new} AS is_new"
+    " RETURNING {is_new} AS is_new, stored.timeframe, stored.open_time"
     ") SELECT count(*) FILTER (WHERE is_new), count(*) FILTER (WHERE NOT is_new),"
-    " (SELECT count(*) FROM differing WHERE stale) FROM written"
+    " (SELECT count(*) FROM differing WHERE stale),"
+    " min(open_time) FILTER (WHERE timeframe = %(minutes)s),"
+    " max(open_time) FILTER (WHERE timeframe = %(minutes)s) FROM written"
 )
 
 _KNOW_SERIES: Final = sql.SQL(
@@ -158,15 +165,19 @@ def upsert_candles(
         hours_empty = _is_empty(cursor, hours)
         if hours_empty or _is_empty(cursor, scope):
             _copy(cursor, rows, into=table_name(CANDLES), exchange=exchange)
-            (put_hours if hours_empty else refresh_hours)(cursor, rows, exchange=exchange)
+            if hours_empty:
+                put_hours(cursor, rows, exchange=exchange)
+            else:
+                refresh_hours(cursor, rows, exchange=exchange, written=(rows.first, rows.last))
             return WriteResult(inserted=len(rows))
         cursor.execute(_MAKE_STAGING)
         _copy(cursor, rows, into=_STAGING)
         merge = _merge_statement(server_version=conn.info.server_version)
-        inserted, changed, stale = cursor.execute(merge, scope).fetchone() or (0, 0, 0)
+        inserted, changed, stale, *written = cursor.execute(
+            merge, {**scope, "minutes": TIMEFRAME}
+        ).fetchone() or (0, 0, 0, None, None)
         cursor.execute(_DROP_STAGING)
-        if inserted or changed:
-            refresh_hours(cursor, rows, exchange=exchange)
+        refresh_hours(cursor, rows, exchange=exchange, written=written)
     return WriteResult(
         inserted=inserted,
         changed=changed,

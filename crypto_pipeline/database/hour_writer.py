@@ -25,6 +25,8 @@ from crypto_pipeline.database.statements import assignments, names, table_name
 from crypto_pipeline.database.tables import CANDLE_HOURS, CANDLES, VALUES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import psycopg
     from numpy.typing import NDArray
 
@@ -46,6 +48,16 @@ _SCOPE: Final = sql.SQL(
     " AND open_time >= %(first)s AND open_time < %(end)s"
 )
 _FORGET: Final = sql.SQL("DELETE FROM {} WHERE {}").format(table_name(CANDLE_HOURS), _SCOPE)
+#: An hour whose minutes somebody deleted is none.
+_FORGET_EMPTY: Final = sql.SQL(
+    "DELETE FROM {hours} AS kept WHERE {scope} AND NOT EXISTS (SELECT FROM {candles} AS c"
+    " WHERE c.exchange = %(exchange)s AND c.symbol = kept.symbol AND c.timeframe = %(timeframe)s"
+    "  AND c.open_time >= kept.open_time AND c.open_time < kept.open_time + interval '1 hour'"
+    "  AND c.open_time >= %(first)s AND c.open_time < %(end)s)"
+).format(hours=table_name(CANDLE_HOURS), candles=table_name(CANDLES), scope=_SCOPE)
+_MINUTES: Final = sql.SQL("SELECT coalesce(sum(minutes), 0) FROM {} WHERE {}").format(
+    table_name(CANDLE_HOURS), _SCOPE
+)
 _COPY: Final = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
     table_name(CANDLE_HOURS), names(_COLUMNS)
 )
@@ -78,7 +90,9 @@ def put_hours(cursor: psycopg.ClientCursor[Any], rows: CandleArrays, *, exchange
     """The hours of rows before which :func:`hour_bounds` held no candles of their series."""
     if TIMEFRAME not in rows.timeframes:
         return
-    cursor.execute(_FORGET, _scope(rows, exchange))  # of candles that somebody deleted
+    first, end = hour_bounds(rows)
+    scope = {"exchange": exchange, "symbols": rows.symbols, "first": first, "end": end}
+    cursor.execute(_FORGET, scope)  # of candles that somebody deleted
     columns, size = _hours(rows)
     with cursor.copy(_COPY) as copy:
         for block in binary_copy_blocks(
@@ -87,28 +101,53 @@ def put_hours(cursor: psycopg.ClientCursor[Any], rows: CandleArrays, *, exchange
             copy.write(block)
 
 
-def refresh_hours(cursor: psycopg.ClientCursor[Any], rows: CandleArrays, *, exchange: str) -> None:
-    """The hours of rows that were stored among others."""
-    if TIMEFRAME in rows.timeframes:
-        given = {"timeframe": TIMEFRAME, "largest": _LARGEST_VOLUME}
-        cursor.execute(_FROM_TABLE, {**_scope(rows, exchange), **given})
+def refresh_hours(
+    cursor: psycopg.ClientCursor[Any],
+    rows: CandleArrays,
+    *,
+    exchange: str,
+    written: Sequence[datetime | None],
+) -> None:
+    """The hours of rows that were stored among others.
+
+    ``written``: the first and the last open time of the 1m candles that were new or changed, or None. If none
+    was, and there are fewer minutes in the hours than in the frame, a version that knew no hours stored them.
+    """
+    if TIMEFRAME not in rows.timeframes:
+        return
+    scope: dict[str, object] = {"exchange": exchange, "symbols": rows.symbols}
+    first, last = written
+    if first is not None and last is not None:
+        scope |= {"first": _hour_of(first), "end": _hour_of(last) + _HOUR}
+    else:
+        first, end = hour_bounds(rows)
+        scope |= {"first": first, "end": end}
+        (minutes,) = cursor.execute(_MINUTES, scope).fetchone() or (0,)
+        if minutes >= _size(rows):
+            return
+    scope |= {"timeframe": TIMEFRAME, "largest": _LARGEST_VOLUME}
+    cursor.execute(_FROM_TABLE, scope)
+    cursor.execute(_FORGET_EMPTY, scope)
 
 
-def _scope(rows: CandleArrays, exchange: str) -> dict[str, object]:
-    first, end = hour_bounds(rows)
-    return {"exchange": exchange, "symbols": rows.symbols, "first": first, "end": end}
+def _size(rows: CandleArrays) -> int:
+    return len(rows) if rows.timeframes == [TIMEFRAME] else int(_is_minute(rows).sum())
+
+
+def _is_minute(rows: CandleArrays) -> NDArray[np.bool_]:
+    timeframes = rows.columns["timeframe"]
+    assert isinstance(timeframes, TextColumn)  # noqa: S101 - as frames.candle_arrays makes it
+    return timeframes.codes == timeframes.values.index(TIMEFRAME)
 
 
 def _hours(rows: CandleArrays) -> tuple[list[Column], int]:
     """Every column but the exchange's, in the order of the key; and how many hours."""
-    symbols, timeframes = rows.columns["symbol"], rows.columns["timeframe"]
-    times = rows.columns["open_time"]
+    symbols, times = rows.columns["symbol"], rows.columns["open_time"]
     assert isinstance(symbols, TextColumn)  # noqa: S101 - as frames.candle_arrays makes them
-    assert isinstance(timeframes, TextColumn)  # noqa: S101
     assert isinstance(times, TimestampColumn)  # noqa: S101
     order = rows.order
     if rows.timeframes != [TIMEFRAME]:
-        order = order[timeframes.codes[order] == timeframes.values.index(TIMEFRAME)]
+        order = order[_is_minute(rows)[order]]
     codes = symbols.codes[order]
     hours = times.microseconds[order] // _HOUR_US
     starts = np.flatnonzero(

@@ -64,6 +64,7 @@ def upgrade(
         if _version(conn) != HEAD:
             with database_errors(conn, "wait for another process that migrates"):
                 (key,) = lock_keys(purpose="migrate", exchange="")
+                conn.execute("SET lock_timeout = 0")  # it may have years of candles to read
                 conn.execute("SELECT pg_advisory_lock(%s)", [key])  # until conn is closed
             version = _version(conn)
             _refuse_newer(conn, version)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
+from weakref import WeakSet
 
 from crypto_pipeline.lake.zones import RawPartition
 from crypto_pipeline.orchestration.parallel import THREADS
@@ -58,6 +59,7 @@ class DoneAhead:
     def __init__(self) -> None:
         self._runs: dict[str, _Run] = {}
         self._changed = threading.Condition()
+        _EVERYWHERE.add(self)
 
     def begun(self, run_id: str, partition: Partition, future: Future[None]) -> None:
         """Let those who want results of this partition wait for this."""
@@ -93,6 +95,12 @@ class DoneAhead:
                 self._runs.pop(run_id, None)
         return {partition: result for partition, (result, stands) in taken.items() if stands()}
 
+    def stop(self) -> None:
+        """Begin nothing more."""
+        with self._changed:
+            for run in self._runs.values():
+                _cancel(run)
+
     def _run(self, run_id: str) -> _Run:
         while run_id not in self._runs and len(self._runs) >= _RUNS:
             del self._runs[next(iter(self._runs))]
@@ -101,6 +109,16 @@ class DoneAhead:
     def _ended(self, future: Future[None]) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+#: Of this process, whose runs end one by one.
+_EVERYWHERE: Final[WeakSet[DoneAhead]] = WeakSet()
+
+
+def nothing_more() -> None:
+    """What a run that ends, however it ends, has not begun is not begun any more."""
+    for done in list(_EVERYWHERE):
+        done.stop()
 
 
 def _cancel(run: _Run) -> None:

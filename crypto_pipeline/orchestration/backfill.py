@@ -16,6 +16,7 @@ from uuid import uuid4
 import dagster as dg
 
 from crypto_pipeline.errors import ConfigError, CryptoPipelineError
+from crypto_pipeline.orchestration.ahead import nothing_more
 from crypto_pipeline.orchestration.build import build_defs
 from crypto_pipeline.orchestration.checks import CHECKS
 from crypto_pipeline.orchestration.jobs import OHLCV_JOB
@@ -74,13 +75,16 @@ def _run(
         _say(f"{part[0].key} to {part[-1].key} ({done} of {len(partitions)} days) …")
         run_id = str(uuid4())
         with held_lock(instance, run_id):
-            result = job.execute_in_process(
-                instance=instance,
-                run_id=run_id,
-                run_config={"loggers": {"progress": {"config": {}}}},
-                tags={RANGE_START: part[0].key, RANGE_END: part[-1].key, **tags},
-                raise_on_error=False,
-            )
+            try:
+                result = job.execute_in_process(
+                    instance=instance,
+                    run_id=run_id,
+                    run_config={"loggers": {"progress": {"config": {}}}},
+                    tags={RANGE_START: part[0].key, RANGE_END: part[-1].key, **tags},
+                    raise_on_error=False,
+                )
+            finally:
+                nothing_more()
         incomplete |= dict(_incomplete(result, part))
     return incomplete
 

@@ -16,6 +16,7 @@ from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.validation import validate
 from crypto_pipeline.orchestration.ahead import RAW_CHECKS, STORED_CHECKS, VALIDATED_CHECKS
 from crypto_pipeline.orchestration.check_results import Judge, Verdict, evaluations
+from crypto_pipeline.orchestration.failures import told_to_dagster
 from crypto_pipeline.orchestration.ledger import LedgerResource
 from crypto_pipeline.orchestration.onward import OnwardResource
 from crypto_pipeline.orchestration.partitions import Partition, partitions_of
@@ -120,10 +121,9 @@ def build_checks(
         onward: dg.ResourceParam[OnwardResource],
     ) -> Results:
         zone = lake.validated()
-        with database.connect() as conn:
-            recorded = ledger.recorded(
-                conn, partitions_of(context.op_execution_context.partition_keys)
-            )
+        ahead = _ahead(context, onward, STORED_CHECKS)
+        with told_to_dagster(), database.connect() as conn:
+            recorded = ledger.recorded(conn, list(ahead))
 
         @contextmanager
         def opened() -> Iterator[Judge]:
@@ -134,13 +134,14 @@ def build_checks(
                     slots = zone.read_slots(*partition)
                     archived = onward.judge_stored.archived(partition, coverage, slots)
                     seen = onward.judge_stored.seen(partition, conn)
-                    return onward.judge_stored(partition, archived, seen, recorded[partition])
+                    now = ledger.recorded(conn, [partition])  # what a minute run may have changed
+                    return onward.judge_stored(partition, archived, seen, now[partition])
 
                 yield judge
 
         known = {
             partition: onward.judge_stored(partition, archived, seen, recorded[partition])
-            for partition, (archived, seen) in _ahead(context, onward, STORED_CHECKS).items()
+            for partition, (archived, seen) in ahead.items()
         }
         yield from evaluations(context, stored_specs, opened, known=known)
 

@@ -22,11 +22,22 @@ from dagster._core.storage.asset_check_execution_record import (  # noqa: TID251
 from dagster._core.storage.event_log.schema import (  # noqa: TID251
     AssetCheckExecutionsTable,
     AssetEventTagsTable,
+    AssetKeyTable,
     SqlEventLogStorageTable,
 )
 from dagster_postgres import PostgresEventLogStorage
 from psycopg.errors import ReadOnlySqlTransaction
-from sqlalchemy import ARRAY, Connection, any_, bindparam, cast, column, func, select
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    any_,
+    bindparam,
+    cast,
+    column,
+    func,
+    literal_column,
+    select,
+)
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 #: Check results that are stored with one statement, at most.
@@ -57,12 +68,18 @@ _SET_RESULTS: Final = (
     .returning(*(_EXECUTIONS.c[name] for name in _RESULT_KEY))
 )
 _EVENTS: Final = SqlEventLogStorageTable
+_WIPED: Final = (
+    select(AssetKeyTable.c.wipe_timestamp)
+    .where(AssetKeyTable.c.asset_key == bindparam("asset"))
+    .scalar_subquery()
+)
 _NEWEST: Final = (
     select(_EVENTS.c.partition, _EVENTS.c.id, _EVENTS.c.run_id, _EVENTS.c.timestamp)
     .distinct(_EVENTS.c.partition)
     .where(
         _EVENTS.c.asset_key == bindparam("asset"),
         _EVENTS.c.dagster_event_type == DagsterEventType.ASSET_MATERIALIZATION.value,
+        _EVENTS.c.timestamp > func.coalesce(_WIPED, literal_column("'-infinity'::timestamp")),
         _EVENTS.c.partition == any_(cast(bindparam("partitions"), ARRAY(_EVENTS.c.partition.type))),
     )
     .order_by(_EVENTS.c.partition, _EVENTS.c.id.desc())
@@ -133,16 +150,20 @@ class EventLogStorage(PostgresEventLogStorage):
                 self._insert_planned(conn, events)
         elif types == {DagsterEventType.ASSET_MATERIALIZATION}:
             self.has_table(AssetEventTagsTable.name)  # within, it would take another connection
-            with self._transaction() as conn:
-                self._insert_materializations(conn, events)
+            self._insert_materializations(events)
         else:
             super().store_event_batch(events)
 
-    def _insert_materializations(self, conn: Connection, events: Sequence[EventLogEntry]) -> None:
-        """As its base, with statements that do not grow with the events."""
-        inserted = self._insert_events(conn, events)
-        self._store_asset_event_tags(conn, events, [event_id for _, event_id, _ in inserted])
-        self._store_newest(conn, inserted)
+    def _insert_materializations(self, events: Sequence[EventLogEntry]) -> None:
+        """As its base, with statements that do not grow with the events.
+
+        These are there at once: who reads the log by its ids must not come past them.
+        """
+        with self._connect() as conn:
+            inserted = self._insert_events(conn, events)
+        with self._transaction() as conn:
+            self._store_asset_event_tags(conn, events, [event_id for _, event_id, _ in inserted])
+            self._store_newest(conn, inserted)
 
     def _insert_planned(self, conn: Connection, events: Sequence[EventLogEntry]) -> None:
         inserted = self._insert_events(conn, events)

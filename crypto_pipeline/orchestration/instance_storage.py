@@ -115,12 +115,12 @@ def _pooled_engine(url: str) -> Engine:
     )
 
     def put_back(connection: Any, record: Any) -> None:
-        record.info[_USED] = time.monotonic()
+        record.info[_USED] = time.time()  # goes on while the machine sleeps
 
     def look(connection: Any, record: Any, taken: Any) -> None:
         """As ``pool_pre_ping``, which asks each time: that was two fifths of a small statement."""
-        idle = time.monotonic() - record.info.get(_USED, float("-inf"))
-        if idle < _TRUSTED_SECONDS and not _has_something_to_say(connection):
+        idle = time.time() - record.info.get(_USED, float("-inf"))
+        if 0 <= idle < _TRUSTED_SECONDS and not _has_something_to_say(connection):
             return
         try:
             with connection.cursor() as cursor:

@@ -26,6 +26,7 @@ from dagster._core.execution.step_dependency_config import StepDependencyConfig 
 from dagster._core.executor.in_process import InProcessExecutor  # noqa: TID251
 
 from crypto_pipeline.database.kept import connections_kept
+from crypto_pipeline.orchestration.ahead import nothing_more
 
 if TYPE_CHECKING:
     from dagster._core.events import DagsterEvent  # noqa: TID251
@@ -95,7 +96,10 @@ class _LockingExecutor(InProcessExecutor):
         # Not let go of at the last step's end: Dagster has yet to note how the run ended.
         hold_lock(plan_context.instance, plan_context.run_id)
         with connections_kept():
-            yield from super().execute(plan_context, execution_plan)
+            try:
+                yield from super().execute(plan_context, execution_plan)
+            finally:
+                nothing_more()
 
 
 def _make_executor(init_context: dg.InitExecutorContext) -> InProcessExecutor:

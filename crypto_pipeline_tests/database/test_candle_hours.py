@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,6 +102,42 @@ def test_candles_that_somebody_deleted_come_back_with_their_hours(conn: psycopg.
     conn.execute("DELETE FROM candles")
     upsert_candles(conn, frame, **WINDOW)
     assert_hours_are_of_their_minutes(conn)
+
+
+def test_an_hour_without_minutes_is_none(conn: psycopg.Connection) -> None:
+    """Deleted by hand, its row goes when hours on both sides are written."""
+    frame = candles(["BTC/USDT"], minutes=180)
+    upsert_candles(conn, frame, **WINDOW)
+    hour = START + timedelta(hours=1)
+    conn.execute(
+        "DELETE FROM candles WHERE open_time >= %s AND open_time < %s",
+        [hour, hour + timedelta(hours=1)],
+    )
+    beside = frame.iloc[[*range(60), *range(120, 180)]].reset_index(drop=True)
+    upsert_candles(conn, changed(beside, [59, 60]), **WINDOW)
+    assert conn.execute("SELECT minutes FROM candle_hours").fetchall() == [(60,), (60,)]
+    assert_hours_are_of_their_minutes(conn)
+
+
+def test_what_a_version_without_hours_stored_gets_them_when_it_is_stored_again(
+    conn: psycopg.Connection,
+) -> None:
+    """A process of the version before may go on after the migration."""
+    frame = candles(["BTC/USDT", "ETH/USDT"], minutes=150)
+    upsert_candles(conn, frame, **WINDOW)
+    conn.execute("DELETE FROM candle_hours WHERE symbol = 'ETH/USDT'")
+    upsert_candles(conn, frame, **WINDOW)
+    assert_hours_are_of_their_minutes(conn)
+
+
+def test_a_tick_reads_its_own_hours_only(conn: psycopg.Connection) -> None:
+    """It comes with the whole day, of which one minute is new."""
+    frame = candles(["BTC/USDT"], minutes=1_440)
+    upsert_candles(conn, frame.iloc[:1_000], **WINDOW)
+    conn.execute("UPDATE candle_hours SET minutes = 59 WHERE open_time = %s", [START])
+    upsert_candles(conn, frame.iloc[:1_001], **WINDOW)
+    counts = [minutes for (*_, minutes) in conn.execute(HOURS)]
+    assert (counts[0], counts[-1]) == (59, 41)
 
 
 def test_volumes_that_add_up_to_infinity_keep_no_candle_from_being_stored(

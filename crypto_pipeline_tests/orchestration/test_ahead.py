@@ -208,3 +208,16 @@ def test_a_run_that_is_stopped_while_it_waits_leaves_the_rest_undone(
     work.wait_closed()
     assert len(work.did) <= THREADS
     assert work.told == []
+
+
+def test_a_run_that_ends_leaves_undone_what_was_not_begun() -> None:
+    """Stopped between two steps, nobody waits: the process would go on storing for minutes."""
+    done, work = DoneAhead(), Work()
+    work.may_go.clear()
+    with in_background(done, "run", work.opened, failed=work.told.append) as submit:
+        submit_all(submit, work)
+    ahead.nothing_more()
+    work.may_go.set()
+    wait_for(done)
+    work.wait_closed()
+    assert len(work.did) <= THREADS

@@ -110,6 +110,9 @@ def test_the_newest_materializations_are_those_that_dagster_finds(
     found = storage.newest_materializations(asset, wanted)
     assert found == _newest_materializations(instance, asset, wanted)
     assert sorted(found, key=int) == [str(partition) for partition in range(5, 30)]
+    instance.wipe_assets([asset])
+    assert storage.newest_materializations(asset, wanted) == {}
+    assert _newest_materializations(instance, asset, wanted) == {}
 
 
 def test_the_schema_is_asked_until_it_was_seen(instance: dg.DagsterInstance, url: str) -> None:

@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("exchange", "symbol", "open_time", name="candle_hours_pkey"),
         sa.CheckConstraint("minutes > 0", name="candle_hours_not_empty"),
     )
+    op.execute("LOCK TABLE candles IN SHARE MODE")  # what is stored meanwhile comes afterwards
     op.execute(FILL)
 
 
