@@ -1,7 +1,7 @@
 """Hours of 1m candles, kept beside them in the same transaction.
 
 An hour is whatever its stored minutes make of it, and ``minutes`` says how many there are: nothing is
-filled in. Rolling a year up takes a tenth of a second; reading it here takes a tenth of that. Where
+filled in. Rolling a year up takes a tenth of a second; reading it here takes a sixth of that. Where
 the hours were empty they are made from the frame that fills them, else from the table.
 """
 
