@@ -159,7 +159,7 @@ class EventLogStorage(PostgresEventLogStorage):
 
         These are there at once: who reads the log by its ids must not come past them.
         """
-        with self._connect() as conn:
+        with self._transaction() as conn:  # of many, SQLAlchemy makes several statements
             inserted = self._insert_events(conn, events)
         with self._transaction() as conn:
             self._store_asset_event_tags(conn, events, [event_id for _, event_id, _ in inserted])
