@@ -3,8 +3,8 @@
 ``python -m crypto_pipeline_tests.benchmarks.backfill``: candles of a simulated binance into a
 TimescaleDB of their own, by one Dagster range run with all assets and checks (``ours``: as a deployment
 launches it; ``command``: by `crypto-pipeline backfill`, which imports everything first), by the
-practical-limit script and by the naive one (:mod:`.peers`), each several times, in turn. Wall seconds
-include the start of the process.
+practical-limit script and by the naive one (:mod:`.peers`), and by freqtrade where it is installed, each
+several times, in turn. Wall seconds include the start of the process.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -44,7 +45,7 @@ from crypto_pipeline.settings import (
     HOME,
 )
 from crypto_pipeline.simulator import SimulatorConfig, SimulatorHandle, running_simulator
-from crypto_pipeline_tests.benchmarks import peers
+from crypto_pipeline_tests.benchmarks import freqtrade, peers
 from crypto_pipeline_tests.benchmarks.peak import Peak
 
 PAGE = 1_000
@@ -155,6 +156,24 @@ class Machine:
         with psycopg.connect(url) as conn:
             rows = conn.execute("SELECT count(*) FROM peer_candles").fetchone()
         assert rows == (len(self.symbols) * days * 1_440,), rows
+        return spent
+
+    def freqtrade(self, program: str, days: int) -> Spent:
+        """``download-data`` over the same days, into files."""
+        self.made += 1
+        folder = self.folder / f"freqtrade{self.made}"
+        first, last = self.days(days)
+        ccxt = self.simulator.ccxt_config(EXCHANGE)
+        spent = self.spend(
+            freqtrade.command(
+                program, folder=folder, ccxt=ccxt, symbols=self.symbols, first=first, last=last
+            ),
+            {},
+        )
+        rows = freqtrade.stored(folder)
+        # at the end of a range that is over it leaves out one candle
+        assert set(rows) == set(self.symbols), rows
+        assert min(rows.values()) >= days * 1_440 - 1, rows
         return spent
 
     def days(self, days: int) -> tuple[date, date]:
@@ -271,11 +290,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--days", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--naive", action="store_true", help="also the naive script, once")
+    parser.add_argument(
+        "--freqtrade", default=shutil.which("freqtrade"), help="freqtrade's program, to run it, too"
+    )
     parser.add_argument("--paced", action="store_true", help="with a request budget, instead")
     parser.add_argument("--growth", action="store_true", help="1, 4, 16 times the days, instead")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
-    spent: dict[str, list[Spent]] = {"ours": [], "command": [], "practical": [], "naive": []}
+    spent: dict[str, list[Spent]] = {
+        name: [] for name in ("ours", "command", "practical", "freqtrade", "naive")
+    }
     with machine(options.symbols) as running:
         running.ours(1)  # Dagster makes its tables, the simulator its candles
         if options.paced or options.growth:
@@ -289,6 +313,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             spent["practical"].append(running.peer("practical", options.days))
             spent["ours"].append(running.ours(options.days, warm=True)[0])
             spent["command"].append(running.ours(options.days)[0])
+            if options.freqtrade:
+                spent["freqtrade"].append(running.freqtrade(options.freqtrade, options.days))
             if options.naive and not number:
                 spent["naive"].append(running.peer("naive", options.days))
             sys.stdout.write(
@@ -307,7 +333,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f" {each['requests']:.0f} requests (at least {fewest})\n"
         )
     ratio = figures["ours"]["wall"] / figures["practical"]["wall"]
-    sys.stdout.write(f"ours takes {ratio:.2f} of the practical limit's time\n")
+    sys.stdout.write(f"ours takes {ratio:.2f} of the practical limit's time")
+    if options.freqtrade:
+        sys.stdout.write(
+            f", {figures['ours']['wall'] / figures['freqtrade']['wall']:.2f} of freqtrade's"
+        )
+    sys.stdout.write("\n")
     if options.json:
         options.json.write_text(json.dumps({**figures, "ratio": ratio}, indent=2))
     return 0 if ratio <= 1 else 1
