@@ -18,6 +18,7 @@ texts = st.one_of(
     st.decimals(allow_nan=False, allow_infinity=False).map(str),
     st.floats().map(repr),
     st.integers().map(str),
+    st.sampled_from(["-0", "+0", "-00", "0", "-1", "18446744073709551617"]),
     st.text("0123456789.eE+-_ naifty", max_size=8),
     st.text(max_size=3),
 )
@@ -49,6 +50,7 @@ def read(rows: Any, layout: Layout) -> tuple[Any, ...]:
     CCXT_LAYOUT,
 )
 @example([[1_700_000_000_000, "0.1", "nan", "1", "1", "1"]] * 8, CCXT_LAYOUT)
+@example([[1_700_000_000_000, "-0", "-0.0", "-0e0", "0", -0.0]] * 8, CCXT_LAYOUT)
 @example([[1_700_000_000_000, 1, 1, 1, 1, 1]] * 8, LAYOUTS[1])
 @example([[2**63, 1, 1, 1, 1, 1]] * 8, CCXT_LAYOUT)
 @example([[-1, 1, 1, 1, 1, 1]] * 8, CCXT_LAYOUT)
