@@ -26,6 +26,7 @@ from crypto_pipeline.database.hour_writer import (
 )
 from crypto_pipeline.database.statements import LOCK, assignments, lock_keys, names, table_name
 from crypto_pipeline.database.tables import CANDLE_SERIES, CANDLES, LIVE_CANDLES, VALUES
+from crypto_pipeline.database.version import refuse_other_version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,7 +135,8 @@ def upsert_candles(
         end: the first instant after it.
 
     Raises:
-        DatabaseError: nothing was stored. A broken constraint is named in the message.
+        DatabaseError: nothing was stored. A broken constraint is named in the message; tables of
+            another version are refused.
     """
     if frame.empty:
         return WriteResult()
@@ -160,6 +162,7 @@ def upsert_candles(
         days = _utc_days(start, end)
         keys = lock_keys(purpose="candles", exchange=exchange, parts=days)
         cursor.execute(LOCK, {"keys": keys})
+        refuse_other_version(cursor)
         first, end = hour_bounds(rows)
         hours = {**scope, "first": first, "last": end - timedelta(microseconds=1)}
         hours_empty = _is_empty(cursor, hours)

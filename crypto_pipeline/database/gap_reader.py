@@ -80,7 +80,7 @@ _DUE: Final = sql.SQL(
 _STATES: Final = sql.SQL(
     "SELECT partition_date, complete, expected, stored, missing, unproven, live, answered_at,"
     " checked_at FROM {} WHERE exchange = %(exchange)s AND partition_date >= %(since)s"
-    " ORDER BY partition_date"
+    " AND partition_date <= %(until)s ORDER BY partition_date"
 ).format(table_name(CANDLE_PARTITIONS))
 
 _LIVE_SINCE: Final = sql.SQL(
@@ -212,10 +212,10 @@ def due_days(conn: psycopg.Connection, *, exchange: str, now: datetime) -> list[
 
 
 def partition_states(
-    conn: psycopg.Connection, *, exchange: str, since: date
+    conn: psycopg.Connection, *, exchange: str, since: date, until: date = date.max
 ) -> dict[date, StoredPartition]:
-    """The recorded partitions from a day on, in order of days."""
-    scope = {"exchange": exchange, "since": since}
+    """The recorded partitions from a day to another, both included, in order of days."""
+    scope = {"exchange": exchange, "since": since, "until": until}
     with database_errors(conn, f"read the partitions of {exchange!r}"):
         rows = conn.execute(_STATES, scope).fetchall()
     return {

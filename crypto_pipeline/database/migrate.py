@@ -1,8 +1,9 @@
 """Bringing a database to this version's tables.
 
 The migrations are in ``migrations/versions``, one file a change, never edited once released. A new
-one raises :data:`HEAD` and changes :mod:`crypto_pipeline.database.tables` with it; tests hold the
-three together.
+one raises :data:`~crypto_pipeline.database.version.HEAD` and changes
+:mod:`crypto_pipeline.database.tables` with it; tests hold the three together. One that fills a table
+from the candles locks them first: writers wait, and those of the old version are refused.
 """
 
 from __future__ import annotations
@@ -24,13 +25,11 @@ from sqlalchemy.pool import NullPool
 from crypto_pipeline.database.connection import connect, open_connection, storage
 from crypto_pipeline.database.failures import database_error, database_errors, target_of
 from crypto_pipeline.database.statements import lock_keys
+from crypto_pipeline.database.version import HEAD, VERSION_TABLE
 from crypto_pipeline.errors import DatabaseError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-
-HEAD: Final = "0006"
-VERSION_TABLE: Final = "crypto_pipeline_version"
 
 #: The first that has ``date_bin``.
 OLDEST_SERVER: Final = 140_000

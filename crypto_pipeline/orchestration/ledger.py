@@ -101,7 +101,7 @@ class LedgerResource:
             by_day: defaultdict[date, list[Gap]] = defaultdict(list)
             for gap in gaps(conn, exchange=exchange, start=utc(start), end=utc(end)):
                 by_day[day_of(gap.start)].append(gap)
-            states = partition_states(conn, exchange=exchange, since=min(days))
+            states = partition_states(conn, exchange=exchange, since=min(days), until=max(days))
             for day in days:
                 checked = states[day].checked_at if day in states else None
                 found[Partition(exchange, day)] = Recorded(by_day[day], checked)
@@ -116,10 +116,12 @@ class LedgerResource:
             DatabaseError: the ledger cannot be read or written; it stands as it was.
             LakeError: the archive cannot be read; the other partitions are recorded.
         """
-        first = min(partition.day for partition in partitions)
+        days = [partition.day for partition in partitions]
         with self.database.connect() as conn:
             known = {
-                exchange: partition_states(conn, exchange=exchange, since=first)
+                exchange: partition_states(
+                    conn, exchange=exchange, since=min(days), until=max(days)
+                )
                 for exchange in {partition.exchange for partition in partitions}
             }
             new = [each for each in partitions if each.day not in known[each.exchange]]

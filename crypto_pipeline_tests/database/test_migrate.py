@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -22,13 +23,12 @@ from crypto_pipeline.database.candle_writer import upsert_candles
 from crypto_pipeline.database.connection import connect, edition, open_connection, storage
 from crypto_pipeline.database.migrate import (
     DEFAULT_CHUNK_INTERVAL,
-    HEAD,
-    VERSION_TABLE,
     alembic_config,
     refuse_old,
     upgrade,
 )
 from crypto_pipeline.database.tables import METADATA
+from crypto_pipeline.database.version import HEAD, VERSION_TABLE
 from crypto_pipeline.errors import DatabaseError
 from crypto_pipeline_tests.database.frames import WINDOW, candles
 
@@ -228,6 +228,30 @@ def test_a_newer_database_is_refused(make_database) -> None:
         upgrade(url)
     assert not refused.value.rerun_helps
     assert catalogue(url) == before
+
+
+def test_a_process_of_another_version_writes_nothing(timescaledb, make_database) -> None:
+    """It runs on while its tables are migrated, and would leave out what the new version keeps.
+
+    One that comes while the migration reads the candles waits for it, and is refused as well.
+    """
+    url = make_database()
+    upgrade(url)
+    frame = candles(["BTC/USDT"], minutes=10)
+    with connect(url) as migrating, connect(url) as conn, ThreadPoolExecutor(1) as pool:
+        with migrating.transaction():
+            migrating.execute("LOCK TABLE candles IN SHARE MODE")
+            writing = pool.submit(upsert_candles, conn, frame, **WINDOW)
+            while not migrating.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone():
+                assert not writing.done()
+            migrating.execute("UPDATE crypto_pipeline_version SET version_num = '9999'")
+        for refused in (writing.result, lambda: upsert_candles(conn, frame, **WINDOW)):
+            with pytest.raises(DatabaseError, match=r"'9999'.*'000.*nothing was stored") as caught:
+                refused()
+            assert not caught.value.rerun_helps
+        assert conn.execute("SELECT count(*) FROM candles").fetchone() == (0,)
+        migrating.execute("UPDATE crypto_pipeline_version SET version_num = %s", [HEAD])
+        assert upsert_candles(conn, frame, **WINDOW).inserted == len(frame)
 
 
 def test_tables_of_another_program_are_left_alone(make_database) -> None:

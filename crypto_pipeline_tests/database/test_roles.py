@@ -14,8 +14,9 @@ from psycopg.errors import InsufficientPrivilege
 
 from crypto_pipeline.core.timeframes import DAY_MS, MINUTE_MS
 from crypto_pipeline.database.connection import connect, storage
-from crypto_pipeline.database.migrate import HEAD, upgrade
+from crypto_pipeline.database.migrate import upgrade
 from crypto_pipeline.database.tables import METADATA
+from crypto_pipeline.database.version import HEAD
 from crypto_pipeline.errors import DatabaseError
 from crypto_pipeline.local import ServerInfo
 from crypto_pipeline.simulator import SimulatorConfig

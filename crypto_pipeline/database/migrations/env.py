@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import context
 
-from crypto_pipeline.database.migrate import VERSION_TABLE
 from crypto_pipeline.database.tables import METADATA
+from crypto_pipeline.database.version import VERSION_TABLE
 
 context.configure(
     connection=context.config.attributes["connection"],
