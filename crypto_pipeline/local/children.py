@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -32,6 +33,41 @@ def run_in_foreground(command: Sequence[str], environment: Mapping[str, str]) ->
         passing.to(child)
         status = child.wait()
     return status if status >= 0 else 128 - status
+
+
+@contextmanager
+def prepared(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[Callable[[Mapping[str, str]], int]]:
+    """A program that imports what it needs while we still look after other things.
+
+    It waits on its standard input for a JSON object, environment variables, and ends where there is none.
+    A Ctrl-C is ours until then.
+
+    Gives a function that lets it begin with these variables, in the foreground as
+    :func:`run_in_foreground`, and returns its exit status. Without that call it is ended.
+
+    Raises:
+        LocalServiceError: there is no such program.
+    """
+    argv = [_program(command[0], environment), *command[1:]]
+    with subprocess.Popen(
+        argv,
+        env=environment,
+        stdin=subprocess.PIPE,
+        preexec_fn=_no_interrupt,  # noqa: PLW1509 - sets a signal handler, no lock is taken
+    ) as child:
+
+        def begin(variables: Mapping[str, str]) -> int:
+            with _Passing() as passing:
+                passing.to(child)
+                child.communicate(json.dumps(dict(variables)).encode())
+            return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+        try:
+            yield begin
+        finally:
+            child.kill()  # nothing to one that has ended
 
 
 @contextmanager
@@ -78,6 +114,10 @@ def shorten_log(log: Path, *, limit: int) -> None:
     if log.exists() and log.stat().st_size > limit:
         shutil.copyfile(log, log.with_name(f"{log.name}.1"))
         os.truncate(log, 0)
+
+
+def _no_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _default_interrupt() -> None:

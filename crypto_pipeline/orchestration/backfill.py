@@ -1,7 +1,7 @@
-"""Range runs without a daemon: ``python -m crypto_pipeline.orchestration.backfill KEY START END``.
+"""Range runs without a daemon, as ``crypto-pipeline backfill`` has them.
 
-What ``crypto-pipeline backfill`` runs under the shared environment. Each run covers as many
-partitions as a backfill launched in the UI gives one, and is recorded on the Dagster instance.
+Each run covers as many partitions as a backfill launched in the UI gives one, and is recorded on the
+Dagster instance. The process around it is :mod:`.backfill_process`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import dagster as dg
 
-from crypto_pipeline.errors import ConfigError, CryptoPipelineError
+from crypto_pipeline.errors import ConfigError
 from crypto_pipeline.orchestration.ahead import nothing_more
 from crypto_pipeline.orchestration.build import build_defs
 from crypto_pipeline.orchestration.checks import CHECKS
@@ -41,15 +41,15 @@ def main(arguments: Sequence[str]) -> int:
         incomplete = _run(job, instance, partitions, config.backfill.partitions_per_run)
         if incomplete:
             # What stands beside a range proves its first and last minutes; what failed may pass.
-            _say(f"Asking again for what {len(incomplete)} partitions lack.")
+            say(f"Asking again for what {len(incomplete)} partitions lack.")
             again = [partition for partition in partitions if partition.key in incomplete]
             incomplete = _run(
                 job, instance, again, config.backfill.partitions_per_run, {AGAIN_TAG: "true"}
             )
     for key, reason in incomplete.items():
-        _say(f"{key} is not complete: {reason}")
+        say(f"{key} is not complete: {reason}")
     complete = len(partitions) - len(incomplete)
-    _say(f"{complete} of {len(partitions)} partitions are complete.")
+    say(f"{complete} of {len(partitions)} partitions are complete.")
     return 1 if incomplete else 0
 
 
@@ -72,7 +72,7 @@ def _run(
         ):
             part.append(partitions[done + len(part)])
         done += len(part)
-        _say(f"{part[0].key} to {part[-1].key} ({done} of {len(partitions)} days) …")
+        say(f"{part[0].key} to {part[-1].key} ({done} of {len(partitions)} days) …")
         run_id = str(uuid4())
         with held_lock(instance, run_id):
             try:
@@ -123,7 +123,7 @@ def _progress(context: dg.InitLoggerContext) -> logging.Logger:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Plain())
     handler.addFilter(lambda record: not _meta(record).get("dagster_event"))
-    logger.addHandler(handler)
+    logger.handlers = [handler]  # Dagster asks for the logger more than once
     return logger
 
 
@@ -136,14 +136,7 @@ def _meta(record: logging.LogRecord) -> dict[str, object]:
     return getattr(record, "dagster_meta", None) or {}
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line for the user's terminal."""
     sys.stderr.write(f"{shown(text)}\n")
     sys.stderr.flush()
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except CryptoPipelineError as error:
-        _say(f"Error: {error}")
-        sys.exit(2)

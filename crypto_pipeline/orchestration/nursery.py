@@ -11,18 +11,16 @@ Nothing here may start a thread or open a connection before a fork. A change of 
 
 from __future__ import annotations
 
-import atexit
 import gc
 import importlib
 import json
 import os
 import signal
 import sys
-import threading
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from ccxt.async_support import Exchange
 
@@ -33,6 +31,7 @@ import crypto_pipeline
 from crypto_pipeline.corridor.garbage import collect_rarely
 from crypto_pipeline.errors import ConfigError
 from crypto_pipeline.exchanges.strict import authorities
+from crypto_pipeline.orchestration.processes import leave
 from crypto_pipeline.settings import read_settings
 
 #: Imported in the first run anyway, and by name only there.
@@ -114,21 +113,7 @@ def _carry_out(arguments: list[str]) -> None:
     except BaseException:  # noqa: BLE001 - told as the interpreter tells what nobody caught
         traceback.print_exc()
     finally:
-        _leave(status)
-
-
-def _leave(status: int) -> NoReturn:
-    """End this process without taking apart what it shares with its parent.
-
-    That took more than half of a minute run's CPU: each object that is freed is a page to copy first.
-    """
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing's forks do
-        atexit._run_exitfuncs()  # noqa: SLF001 - among them the flushing of logs
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(status)
+        leave(status)
 
 
 def _read_line() -> str:

@@ -2,7 +2,7 @@
 
 ``python -m crypto_pipeline_tests.benchmarks.backfill``: candles of a simulated binance into a
 TimescaleDB of their own, by one Dagster range run with all assets and checks (``ours``: as a deployment
-launches it; ``command``: by `crypto-pipeline backfill`, which imports everything first), by the
+launches it; ``command``: by `crypto-pipeline backfill`, from nothing), by the
 practical-limit script and by the naive one (:mod:`.peers`), and by freqtrade where it is installed, each
 several times, in turn. Wall seconds include the start of the process.
 """
@@ -99,7 +99,7 @@ class Machine:
         """One Dagster range run over ``days`` days that ended yesterday; and its database.
 
         ``warm``: launched as a deployment launches the runs of a backfill (:mod:`.launched`); else by
-        the command line, in a process that imports everything first.
+        the command line, which has to import everything.
         """
         url, home = self.new_database(), self.folder / f"home{self.made}"
         (home / "dagster").mkdir(parents=True)
@@ -122,11 +122,9 @@ class Machine:
             EVENT_BATCH: "100",
         }
         if warm:
-            module = "crypto_pipeline_tests.benchmarks.launched"
-            command = [sys.executable, "-m", module]
+            command = [sys.executable, "-m", "crypto_pipeline_tests.benchmarks.launched"]
         else:
-            module = "crypto_pipeline.orchestration.backfill"
-            command = [sys.executable, "-m", module]
+            command = [str(Path(sys.executable).with_name("crypto-pipeline")), "backfill"]
         spent = self.spend(
             [*command, EXCHANGE, first.isoformat(), last.isoformat()], environment, warm=warm
         )

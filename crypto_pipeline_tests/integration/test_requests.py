@@ -94,7 +94,7 @@ def test_a_killed_run_repeated_asks_for_at_most_a_twentieth_again(
         DATABASE_URL: new_database(),
         "DAGSTER_HOME": str(tmp_path / "dagster"),
     }
-    command = [sys.executable, "-m", "crypto_pipeline.orchestration.backfill", exchange]
+    command = [sys.executable, "-m", "crypto_pipeline.orchestration.backfill_process", exchange]
     command += [first.isoformat(), last.isoformat()]
     expected = fewest(exchange, 2, days)
 
@@ -102,7 +102,12 @@ def test_a_killed_run_repeated_asks_for_at_most_a_twentieth_again(
         endpoints = simulator.control.counters().get(exchange, {}).get("endpoints", {})
         return int(endpoints.get("candles", 0))
 
-    running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert running.stdin is not None
+    running.stdin.write(b"{}")
+    running.stdin.close()
     deadline = time.monotonic() + 60
     while arrived() < expected // 2 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -111,7 +116,9 @@ def test_a_killed_run_repeated_asks_for_at_most_a_twentieth_again(
     before = arrived()
     assert expected // 2 <= before < expected
 
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    finished = subprocess.run(
+        command, env=environment, input="{}", capture_output=True, text=True, check=False
+    )
     assert f"{days} of {days} partitions are complete" in finished.stderr
     again = arrived() - expected
     assert 0 <= again <= expected * 0.05

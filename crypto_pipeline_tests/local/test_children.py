@@ -1,13 +1,19 @@
-"""The log of a program that runs for months."""
+"""Programs a command starts: when they begin, what they are told, how they end."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from crypto_pipeline.local.children import running_group, shorten_log
+import psutil
+import pytest
+
+from crypto_pipeline.local.children import prepared, running_group, shorten_log
 
 CHATTER = "import sys, time\nn = 0\nwhile True: n += 1; print(n, flush=True); time.sleep(0.001)"
 
@@ -31,3 +37,44 @@ def test_a_log_is_shortened_under_the_program_that_writes_it(tmp_path: Path) -> 
     assert all(line.isdecimal() for line in lines[1:10]), lines[:10]
     assert "\0" not in lines[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1"]
+
+
+#: Begins with what it is told, and says so by its exit status.
+WAITER = "import json, sys; sys.exit(json.loads(sys.stdin.read())['STATUS'])"
+SLEEPER = "import time; time.sleep(60)"
+
+
+def newest_child() -> psutil.Process:
+    return max(psutil.Process().children(), key=psutil.Process.create_time)
+
+
+@contextmanager
+def with_a_mistake(program: str, seen: list[psutil.Process]) -> Iterator[None]:
+    with prepared([sys.executable, "-c", program], dict(os.environ)):
+        seen.append(newest_child())
+        yield
+
+
+def test_a_prepared_program_begins_with_what_is_known_later() -> None:
+    with prepared([sys.executable, "-c", WAITER], dict(os.environ)) as begin:
+        child = newest_child()
+        child.send_signal(signal.SIGINT)  # a Ctrl-C while we are still at work is ours
+        assert begin({"STATUS": 7}) == 7  # type: ignore[dict-item]  # shorter than a text
+    assert not child.is_running()
+
+
+@pytest.mark.parametrize("program", [WAITER, SLEEPER])
+def test_a_prepared_program_never_begins_without_being_told(program: str) -> None:
+    """A mistake in the pipeline file is found after it was started: nothing of it stays."""
+    seen: list[psutil.Process] = []
+    with pytest.raises(ValueError, match="mistake"), with_a_mistake(program, seen):
+        raise ValueError("mistake")
+    assert not seen[0].is_running()
+
+
+def test_a_prepared_program_that_died_says_so_by_its_status() -> None:
+    with prepared([sys.executable, "-c", "import sys; sys.exit(3)"], dict(os.environ)) as begin:
+        child = newest_child()
+        while child.status() != psutil.STATUS_ZOMBIE:  # its status is for who started it
+            time.sleep(0.01)
+        assert begin({"STATUS": "0"}) == 3
