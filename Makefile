@@ -43,15 +43,20 @@ soak: install
 faults: install
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.soak --minutes $(MINUTES) --seed $(SEED)
 
-# Figures of each as JSON in build/bench. Twenty minutes; docs/performance.md says what they mean.
+# Figures of each as JSON in build/bench. Forty minutes; docs/performance.md says what they mean.
+# FREQTRADE=path/to/freqtrade (in an environment of its own) runs it beside ours.
 bench: install
 	mkdir -p build/bench
-	$(BIN)/python -m crypto_pipeline_tests.benchmarks.backfill --naive --json build/bench/backfill.json
-	$(BIN)/python -m crypto_pipeline_tests.benchmarks.backfill --paced --rounds 1 --json build/bench/paced.json
-	$(BIN)/python -m crypto_pipeline_tests.benchmarks.backfill --growth --days 8 --rounds 1 --json build/bench/growth.json
-	$(BIN)/python -m crypto_pipeline_tests.benchmarks.store --million 5 --json build/bench/store.json
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.backfill --naive $(if $(FREQTRADE),--freqtrade $(FREQTRADE)) \
+		--json build/bench/backfill.json
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.backfill --paced --json build/bench/paced.json
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.backfill --growth --days 8 --json build/bench/growth.json
+	$(BIN)/python -m crypto_pipeline_tests.benchmarks.store --million 50 --json build/bench/store.json
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.budget --seconds 20 --json build/bench/budget.json
-	$(BIN)/python -m crypto_pipeline_tests.benchmarks.minute --minutes 3 --json build/bench/minute.json
+	for symbols in 10 40 160; do \
+		$(BIN)/python -m crypto_pipeline_tests.benchmarks.minute --minutes 3 --symbols $$symbols \
+			--json build/bench/minute$$symbols.json || exit 1; \
+	done
 
 fuzz: install
 	$(BIN)/python -m crypto_pipeline_tests.benchmarks.fuzz --answers $(ANSWERS) --seed $(SEED)

@@ -1,4 +1,4 @@
-"""The most memory a process had."""
+"""The most memory a process had, with the child it waits for."""
 
 from __future__ import annotations
 
@@ -8,27 +8,42 @@ from pathlib import Path
 
 
 class Peak(threading.Thread):
-    """Reads a process's own word (VmHWM) until it ends; ``ru_maxrss`` of a child is its parent's."""
+    """Reads their own word (VmHWM) until the process ends; ``ru_maxrss`` of a child is its parent's.
+
+    The sum of the process's and its largest child's, as a command may wait for another.
+    """
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
-        self._status = Path(f"/proc/{pid}/status")
-        self._kb = 0
+        self._pid = pid
+        self._kb = {pid: 0}
         self.start()
 
     def run(self) -> None:
         while True:
-            try:
-                text = self._status.read_text()
-            except OSError:
+            for child in _read(f"/proc/{self._pid}/task/{self._pid}/children").split():
+                self._kb[int(child)] = max(self._kb.get(int(child), 0), _most(int(child)))
+            own = _most(self._pid)
+            if not own:
                 return
-            if "VmHWM:" not in text:
-                return
-            self._kb = int(text.split("VmHWM:")[1].split()[0])
+            self._kb[self._pid] = own
             time.sleep(0.02)
 
     @property
     def megabytes(self) -> float:
         """Once it has ended."""
         self.join(1)
-        return self._kb / 1_024
+        children = [kb for pid, kb in self._kb.items() if pid != self._pid]
+        return (self._kb[self._pid] + max(children, default=0)) / 1_024
+
+
+def _most(pid: int) -> int:
+    text = _read(f"/proc/{pid}/status")
+    return int(text.split("VmHWM:")[1].split()[0]) if "VmHWM:" in text else 0
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:  # it has ended
+        return ""

@@ -1,8 +1,9 @@
 """The table by itself: how fast it is written and read, and what a candle takes.
 
 ``python -m crypto_pipeline_tests.benchmarks.store --million 50``: fills ``candles`` of a TimescaleDB of
-its own with two years of 1m candles of as many series as that takes, then times the upsert against
-a raw COPY of the same frame, validation, the lake, and the queries people ask, each many times, warm.
+its own with two years of 1m candles of as many series as that takes, and times the upsert against a raw
+COPY of the same frame, validation, the lake, and the queries people ask, each many times, warm; and what
+becomes of each with 4 and 16 times as much.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,9 @@ DAYS = 730
 DAY = date(2024, 6, 1)
 SYMBOLS_A_DAY = 50
 RUNS = 20
+#: How growth is looked at: of rows that are written, and of those that queries run on.
+TIMES = (1, 4, 16)
+FEW_SYMBOLS = 10
 
 #: Two years of minutes of one series, made where they are stored.
 FILL = sql.SQL(
@@ -176,12 +181,7 @@ def writes(conn: psycopg.Connection) -> dict[str, float]:
             [exchange],
         )
         timed("1 % changed", store)
-    for table in ("candles", "candle_hours"):
-        conn.execute(
-            sql.SQL("DELETE FROM {} WHERE exchange LIKE 'w%' OR exchange LIKE 'c%'").format(
-                sql.Identifier(table)
-            )
-        )
+    conn.execute("TRUNCATE candles, candle_hours, candle_series")
     copy = statistics.median(ways["copy"])
     return {
         "raw COPY, rows/s": len(frame) / copy,
@@ -228,12 +228,11 @@ def queries(conn: psycopg.Connection) -> dict[str, dict[str, float]]:
     return found
 
 
-def fill(conn: psycopg.Connection, rows: int) -> int:
-    """Series by series; how many."""
-    start, end = datetime(2022, 7, 1, tzinfo=UTC), datetime(2022, 7, 1, tzinfo=UTC)
-    end += timedelta(days=DAYS)
-    series = max(1, round(rows / (DAYS * 1_440)))
-    for number in range(series):
+def fill(conn: psycopg.Connection, series: int, *, known: int = 0) -> None:
+    """Series by series, after those that are there."""
+    start = datetime(2022, 7, 1, tzinfo=UTC)
+    end = start + timedelta(days=DAYS)
+    for number in range(known, series):
         values = {"exchange": f"e{number % 2}", "symbol": f"S{number:03}/USDT"}
         conn.execute(FILL, {**values, "start": start, "end": end})
         conn.execute(
@@ -241,17 +240,43 @@ def fill(conn: psycopg.Connection, rows: int) -> int:
             values,
         )
         conn.execute(HOURS, values)
-        sys.stderr.write(f"\r{number + 1} of {series} series")
+        sys.stderr.write(f"\r{number + 1} series")
+        sys.stderr.flush()
     sys.stderr.write("\n")
     conn.execute("VACUUM ANALYZE candles")
     conn.execute("VACUUM ANALYZE candle_hours")
-    return series
+
+
+def growth(conn: psycopg.Connection) -> dict[str, dict[str, float]]:
+    """Microseconds a row of 1, 4 and 16 times as many rows, all of one exchange's day."""
+    found: dict[str, dict[str, float]] = {}
+    start = utc(day_start_ms(DAY))
+    scope: dict[str, Any] = {"start": start, "end": start + timedelta(days=1)}
+    for times in TIMES:
+        observations = frame_of_a_day(times * FEW_SYMBOLS, DAY)
+        candles = validate(observations, day=DAY).candles
+        raw = to_parquet(observations, OBSERVATION_DTYPES, {})
+        names = (f"g{times}n{number}" for number in range(100))  # each an empty exchange
+        jobs: dict[str, Callable[[], object]] = {
+            "validation": partial(validate, observations, day=DAY),
+            "lake write": partial(to_parquet, candles, CANDLE_DTYPES, {}),
+            "lake read": partial(from_parquet, raw, OBSERVATION_DTYPES, where="it"),
+            "upsert, empty": lambda: upsert_candles(conn, candles, exchange=next(names), **scope),  # noqa: B023
+            "upsert, unchanged": partial(
+                upsert_candles, conn, candles, exchange=f"g{times}", **scope
+            ),
+        }
+        for name, job in jobs.items():
+            a_row = statistics.median(seconds(job, 5)) / len(observations)
+            found.setdefault(name, {})[f"{times}x"] = round(a_row * 1e6, 3)
+    conn.execute("TRUNCATE candles, candle_hours, candle_series")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; 0 if every promise held."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--million", type=float, default=5, help="rows the queries run on")
+    parser.add_argument("--million", type=float, default=50, help="rows the queries run on")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, LocalPostgres(Path(folder) / "home") as server:
@@ -259,16 +284,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         upgrade(url)
         with connect(url) as conn:
             figures: dict[str, Any] = {**in_memory(), **writes(conn)}
-            series = fill(conn, round(options.million * 1_000_000))
+            grown = growth(conn)
+            series = max(4, round(options.million * 1_000_000 / (DAYS * 1_440)))
+            known, by_size = 0, {}
+            for times in TIMES:
+                size = max(4, series * times // TIMES[-1])  # S002 is asked for
+                fill(conn, size, known=known)
+                known = size
+                by_size[f"{size * DAYS * 1_440:,} rows"] = asked = queries(conn)
             (size,) = conn.execute("SELECT hypertable_size('candles')").fetchone() or (0,)
             figures["table bytes a candle"] = size / (series * DAYS * 1_440)
-            asked = queries(conn)
     for name, figure in figures.items():
         sys.stdout.write(f"{name:40} {figure:14,.2f}\n")
-    for name, each in asked.items():
-        sys.stdout.write(f"{name:40} {each}\n")
+    for name, each in grown.items():
+        sys.stdout.write(f"{name + ', us a row':40} {each}\n")
+    for rows, each in by_size.items():
+        sys.stdout.write(f"{rows}\n")
+        for name, one in each.items():
+            sys.stdout.write(f"  {name:38} {one}\n")
     if options.json:
-        options.json.write_text(json.dumps({**figures, "queries": asked}, indent=2))
+        told = {**figures, "us a row": grown, "queries": by_size}
+        options.json.write_text(json.dumps(told, indent=2))
     held = [asked[name]["p95 ms"] <= promised for name, (_, promised) in QUERIES.items()]
     held.append(min(v for k, v in figures.items() if k.startswith("upsert")) >= 0.6)
     held.append(min(v for k, v in figures.items() if k.startswith("validation")) >= 2_000_000)
