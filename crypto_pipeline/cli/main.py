@@ -26,6 +26,9 @@ _COMMANDS: Final = {
     "doctor": ("crypto_pipeline.cli.doctor", "Check configuration, database, lake and exchanges."),
 }
 
+#: Those that run on and on.
+_LASTING: Final = {"up", "exec", "simulate"}
+
 
 class _Lazy(click.Group):
     """``--help`` must be instant: Dagster and ccxt take seconds to import."""
@@ -36,7 +39,8 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        collect_rarely()  # nothing is found in modules, and a third of the time of importing them is its
+        if cmd_name not in _LASTING:
+            collect_rarely()  # a third of the time of importing modules is the collector's
         command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
         return command
 

@@ -12,7 +12,7 @@ _THRESHOLD: Final = 200_000
 
 
 def collect_rarely() -> None:
-    """For the rest of this process: one that ends with its run."""
+    """For the rest of this process: one that ends with its run, or its command."""
     gc.set_threshold(_THRESHOLD, *gc.get_threshold()[1:])
 
 
