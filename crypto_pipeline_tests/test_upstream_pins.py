@@ -6,6 +6,7 @@ moves. Those of ccxt are in test_upstream_pins_ccxt.py.
 
 # No `from __future__ import annotations`: Dagster reads the annotations of decorated functions.
 
+import math
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import msgspec
 import pytest
 from sqlalchemy import make_url
 
@@ -197,3 +199,10 @@ def test_a_code_server_that_met_an_absent_database_no_longer_lets_go_of_its_runs
     server = SimpleNamespace(_server_termination_event=event, _check_for_orphaned_runs=away)
     with pytest.raises(ConnectionError):
         DagsterApiServer._cleanup_thread(server)  # type: ignore[arg-type]
+
+
+def test_msgspec_reads_minus_nothing_as_an_integer() -> None:
+    """Why core/rows.py reads a page with such a text the careful way: the number has a sign."""
+    (read,) = msgspec.json.decode('["-0"]', type=list[float], strict=False)
+    assert math.copysign(1, read) == 1
+    assert math.copysign(1, float("-0")) == -1

@@ -278,6 +278,16 @@ def test_backfill_that_is_not_complete_has_status_1(
     assert "0 of 1 partitions are complete" in done.stderr
 
 
+def test_backfill_says_each_thing_once(stored: Cli) -> None:
+    """Each line of progress came twice: Dagster makes the logger more than once."""
+    done = stored("backfill", "binance", "2024-03-13", "2024-03-14")
+    lines = done.stderr.splitlines()
+    assert "2024-03-13|binance to 2024-03-14|binance (2 of 2 days) …" in lines
+    assert "2 of 2 partitions are complete." in lines
+    assert any(line.startswith("  binance") for line in lines)
+    assert len(set(lines)) == len(lines)
+
+
 # --- doctor --------------------------------------------------------------------------------------
 
 
