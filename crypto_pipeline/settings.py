@@ -85,4 +85,4 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
 
 def add_to_environment(values: Mapping[str, str]) -> None:
     """For the rest of this process and its children: what its parent knew only after starting it."""
-    os.environ.update(values)  # noqa: TID251 - the one place
+    os.environ.update({name: value for name, value in values.items() if name})  # noqa: TID251 - the one place

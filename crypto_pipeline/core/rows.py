@@ -79,8 +79,9 @@ _PLAIN_ROWS: Final = msgspec.json.Decoder(list[PlainRow], strict=False)
 
 def plain_rows(text: str, as_sent: Callable[[], Sequence[object]]) -> PlainRows | None:
     """A JSON text as plain rows; None if it is anything else, or so few rows that nothing is won."""
-    # msgspec takes it for the integer, which has no sign. One character alone is found 25 times as fast.
-    if "-" in text and '"-0"' in text:
+    # msgspec takes "-0" for the integer, which has no sign; and it can be spelt with escapes. One
+    # character alone is found 25 times as fast.
+    if "\\" in text or ("-" in text and '"-0"' in text):
         return None
     try:
         rows = _PLAIN_ROWS.decode(text)

@@ -26,7 +26,7 @@ from crypto_pipeline.database.hour_writer import (
 )
 from crypto_pipeline.database.statements import LOCK, assignments, lock_keys, names, table_name
 from crypto_pipeline.database.tables import CANDLE_SERIES, CANDLES, LIVE_CANDLES, VALUES
-from crypto_pipeline.database.version import refuse_other_version
+from crypto_pipeline.database.version import enter_as_writer, refuse_other_version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,6 +150,7 @@ def upsert_candles(
         "last": rows.last,
     }
     with database_errors(conn, doing):  # before the rows, alone: nobody waits for their commit
+        refuse_other_version(conn)
         symbols, timeframes = (list(names) for names in zip(*rows.series, strict=True))
         conn.execute(
             _KNOW_SERIES, {"exchange": exchange, "symbol": symbols, "timeframe": timeframes}
@@ -162,7 +163,7 @@ def upsert_candles(
         days = _utc_days(start, end)
         keys = lock_keys(purpose="candles", exchange=exchange, parts=days)
         cursor.execute(LOCK, {"keys": keys})
-        refuse_other_version(cursor)
+        enter_as_writer(cursor)
         first, end = hour_bounds(rows)
         hours = {**scope, "first": first, "last": end - timedelta(microseconds=1)}
         hours_empty = _is_empty(cursor, hours)
@@ -210,6 +211,7 @@ def replace_live_candles(conn: psycopg.Connection, frame: pd.DataFrame, *, excha
     columns = {name: newest[name].tolist() for name in _LIVE_COLUMNS if name != "exchange"}
     doing = f"store {len(newest):,} forming candles of {exchange!r}"
     with database_errors(conn, doing), conn.transaction():
+        refuse_other_version(conn)
         conn.execute(LOCK, {"keys": lock_keys(purpose="live", exchange=exchange)})
         return conn.execute(_REPLACE_LIVE, {"exchange": exchange, **columns}).rowcount
 

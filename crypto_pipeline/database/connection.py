@@ -33,6 +33,8 @@ _SCHEMES: Final = ("postgresql://", "postgres://", "postgresql+psycopg://")
 _SESSION: Final = (
     ("TimeZone", "UTC", 0),
     ("jit", "off", 110_000),  # our statements are short: compiling them costs more than it saves
+    # Who has waited for a lock must see what was committed meanwhile.
+    ("default_transaction_isolation", "read committed", 0),
     ("lock_timeout", "5min", 0),
     ("idle_in_transaction_session_timeout", "10min", 0),  # a hung run must not hold its partition
     ("tcp_keepalives_idle", "60", 0),  # nor one on a machine that went away (default: two hours)

@@ -42,7 +42,7 @@ def prepared(
     """A program that imports what it needs while we still look after other things.
 
     It waits on its standard input for a JSON object, environment variables, and ends where there is none.
-    A Ctrl-C is ours until then.
+    Until then a Ctrl-C is ours; it finds SIGINT blocked, and unblocks it when it begins.
 
     Gives a function that lets it begin with these variables, in the foreground as
     :func:`run_in_foreground`, and returns its exit status. Without that call it is ended.
@@ -55,7 +55,7 @@ def prepared(
         argv,
         env=environment,
         stdin=subprocess.PIPE,
-        preexec_fn=_no_interrupt,  # noqa: PLW1509 - sets a signal handler, no lock is taken
+        preexec_fn=_block_interrupt,  # noqa: PLW1509 - sets the mask, no lock is taken
     ) as child:
 
         def begin(variables: Mapping[str, str]) -> int:
@@ -116,8 +116,8 @@ def shorten_log(log: Path, *, limit: int) -> None:
         os.truncate(log, 0)
 
 
-def _no_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _block_interrupt() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _default_interrupt() -> None:

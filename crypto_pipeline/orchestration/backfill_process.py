@@ -14,7 +14,6 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from crypto_pipeline.corridor.garbage import collect_rarely
 from crypto_pipeline.errors import CryptoPipelineError
 from crypto_pipeline.orchestration.processes import leave
 from crypto_pipeline.settings import add_to_environment
@@ -26,15 +25,16 @@ def main(arguments: Sequence[str]) -> int:
     backfill = importlib.import_module("crypto_pipeline.orchestration.backfill")
     gc.freeze()
     gc.enable()
-    collect_rarely()
-    text = sys.stdin.read()
+    text = sys.stdin.buffer.read()
     if not text:
         return 1
-    # Until now a Ctrl-C was the parent's alone.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     add_to_environment(json.loads(text))
     try:
+        # A Ctrl-C of the time when the parent left this to us comes now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return int(backfill.main(arguments))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except CryptoPipelineError as error:
         backfill.say(f"Error: {error}")
         return 2

@@ -1,12 +1,14 @@
-"""The end of a process that ran something for Dagster."""
+"""The end of a process that runs something for Dagster: how it is asked for, and how it comes."""
 
 from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import threading
-from typing import NoReturn
+from contextlib import suppress
+from typing import NoReturn, Self
 
 
 def leave(status: int) -> NoReturn:
@@ -22,3 +24,33 @@ def leave(status: int) -> NoReturn:
         sys.stderr.flush()
     finally:
         os._exit(status)
+
+
+class Interrupts:
+    """Which signal asked this process to end, whatever became of it.
+
+    Dagster has handlers of its own while a run is executed: of a Ctrl-C, or a SIGTERM, nothing is left
+    but a failed step, or nothing at all. Python writes each signal that has a handler to a pipe, too.
+    """
+
+    def __enter__(self) -> Self:
+        self._number: int | None = None
+        self._read, self._write = os.pipe()
+        for end in (self._read, self._write):
+            os.set_blocking(end, False)
+        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        signal.set_wakeup_fd(self._before)
+        os.close(self._read)
+        os.close(self._write)
+
+    @property
+    def number(self) -> int | None:
+        """The first that came; None if none did."""
+        with suppress(BlockingIOError):
+            for number in os.read(self._read, 1_024):
+                if self._number is None and number in {signal.SIGINT, signal.SIGTERM}:
+                    self._number = number
+        return self._number

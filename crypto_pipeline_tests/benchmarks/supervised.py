@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -105,7 +106,8 @@ class Supervised:
                     found.setdefault("run" if forked else role, []).append(process)
                     break
         if self.process is not None and self.process.poll() is None:
-            found["up"] = [psutil.Process(self.process.pid)]
+            with suppress(psutil.NoSuchProcess):  # killed just now
+                found["up"] = [psutil.Process(self.process.pid)]
         return found
 
     def postmaster(self) -> psutil.Process | None:

@@ -63,6 +63,14 @@ def test_plain_rows_are_read_as_any_others(rows: list[list[object]], layout: Lay
         assert read(found, layout) == read(sent, layout)
 
 
+def test_texts_spelt_with_escapes_are_read_as_any_others() -> None:
+    """JSON may write any character of a text by its number."""
+    for text in (r"\u002d0", r"-\u0030", r"\u0031.5", r"1\u002e5", "-0", "1.5"):
+        page = f'[{", ".join([f"""[1700000000000, "{text}", 1, 1, 1, 1]"""] * 8)}]'
+        found = plain_rows(page, lambda page=page: json.loads(page))  # type: ignore[misc]
+        assert found is None or read(found, CCXT_LAYOUT) == read(json.loads(page), CCXT_LAYOUT)
+
+
 @given(st.lists(st.tuples(*[st.decimals("1e-12", "1e12", places=12).map(str)] * 5), min_size=8))
 def test_decimal_texts_become_the_nearest_numbers(prices: list[tuple[str, ...]]) -> None:
     """As Python reads them, bit by bit: what is stored is compared with what comes again."""

@@ -15,11 +15,12 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg import sql
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
 from crypto_pipeline.database.candle_reader import read_candles
-from crypto_pipeline.database.candle_writer import upsert_candles
+from crypto_pipeline.database.candle_writer import replace_live_candles, upsert_candles
 from crypto_pipeline.database.connection import connect, edition, open_connection, storage
 from crypto_pipeline.database.migrate import (
     DEFAULT_CHUNK_INTERVAL,
@@ -230,13 +231,23 @@ def test_a_newer_database_is_refused(make_database) -> None:
     assert catalogue(url) == before
 
 
-def test_a_process_of_another_version_writes_nothing(timescaledb, make_database) -> None:
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+def test_a_process_of_another_version_writes_nothing(
+    timescaledb, make_database, isolation: str
+) -> None:
     """It runs on while its tables are migrated, and would leave out what the new version keeps.
 
-    One that comes while the migration reads the candles waits for it, and is refused as well.
+    One that comes while the migration reads the candles waits for it, and is refused as well, whatever
+    the database's own idea of a snapshot is.
     """
     url = make_database()
     upgrade(url)
+    with connect(url) as conn:
+        conn.execute(
+            sql.SQL("ALTER DATABASE {} SET default_transaction_isolation = {}").format(
+                sql.Identifier(conn.info.dbname), isolation
+            )
+        )
     frame = candles(["BTC/USDT"], minutes=10)
     with connect(url) as migrating, connect(url) as conn, ThreadPoolExecutor(1) as pool:
         with migrating.transaction():
@@ -245,11 +256,16 @@ def test_a_process_of_another_version_writes_nothing(timescaledb, make_database)
             while not migrating.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone():
                 assert not writing.done()
             migrating.execute("UPDATE crypto_pipeline_version SET version_num = '9999'")
-        for refused in (writing.result, lambda: upsert_candles(conn, frame, **WINDOW)):
+        for refused in (
+            writing.result,
+            lambda: upsert_candles(conn, frame, **WINDOW),
+            lambda: replace_live_candles(conn, frame, exchange="binance"),
+        ):
             with pytest.raises(DatabaseError, match=r"'9999'.*'000.*nothing was stored") as caught:
                 refused()
             assert not caught.value.rerun_helps
-        assert conn.execute("SELECT count(*) FROM candles").fetchone() == (0,)
+        for table in ("candles", "live_candles", "candle_hours"):
+            assert conn.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
         migrating.execute("UPDATE crypto_pipeline_version SET version_num = %s", [HEAD])
         assert upsert_candles(conn, frame, **WINDOW).inserted == len(frame)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,13 @@ def test_a_log_is_shortened_under_the_program_that_writes_it(tmp_path: Path) -> 
 
 
 #: Begins with what it is told, and says so by its exit status.
-WAITER = "import json, sys; sys.exit(json.loads(sys.stdin.read())['STATUS'])"
+WAITER = """
+import json, signal, sys, time
+text = sys.stdin.read()
+time.sleep(float(sys.argv[1]))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+sys.exit(int(json.loads(text)["STATUS"]))
+"""
 SLEEPER = "import time; time.sleep(60)"
 
 
@@ -50,17 +57,24 @@ def newest_child() -> psutil.Process:
 
 @contextmanager
 def with_a_mistake(program: str, seen: list[psutil.Process]) -> Iterator[None]:
-    with prepared([sys.executable, "-c", program], dict(os.environ)):
+    with prepared([sys.executable, "-c", program, "0"], dict(os.environ)):
         seen.append(newest_child())
         yield
 
 
 def test_a_prepared_program_begins_with_what_is_known_later() -> None:
-    with prepared([sys.executable, "-c", WAITER], dict(os.environ)) as begin:
+    with prepared([sys.executable, "-c", WAITER, "0"], dict(os.environ)) as begin:
         child = newest_child()
-        child.send_signal(signal.SIGINT)  # a Ctrl-C while we are still at work is ours
-        assert begin({"STATUS": 7}) == 7  # type: ignore[dict-item]  # shorter than a text
+        assert begin({"STATUS": "7"}) == 7
     assert not child.is_running()
+
+
+def test_an_interrupt_while_a_program_still_imports_is_not_lost() -> None:
+    """The command had left Ctrl-C to it, and it did not listen yet: all of a backfill was run."""
+    with prepared([sys.executable, "-c", WAITER, "1"], dict(os.environ)) as begin:
+        child = newest_child()
+        threading.Timer(0.5, child.send_signal, [signal.SIGINT]).start()
+        assert begin({"STATUS": "0"}) == 128 + signal.SIGINT
 
 
 @pytest.mark.parametrize("program", [WAITER, SLEEPER])
