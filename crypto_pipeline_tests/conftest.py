@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +20,12 @@ from crypto_pipeline_tests.pipelines import Pipeline
 
 _TEMPLATE = "crypto_pipeline_template"
 _SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+
+
+def pytest_configure() -> None:
+    """A job in the background of a script has Ctrl-C ignored, and so would all that tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
