@@ -111,7 +111,7 @@ def refresh_hours(
     """The hours of rows that were stored among others.
 
     ``written``: the first and the last open time of the 1m candles that were new or changed, or None. If none
-    was, and there are fewer minutes in the hours than in the frame, a version that knew no hours stored them.
+    was, and there are fewer minutes in the hours than in the frame, hours were lost: they are made again.
     """
     if TIMEFRAME not in rows.timeframes:
         return

@@ -119,10 +119,8 @@ def test_an_hour_without_minutes_is_none(conn: psycopg.Connection) -> None:
     assert_hours_are_of_their_minutes(conn)
 
 
-def test_what_a_version_without_hours_stored_gets_them_when_it_is_stored_again(
-    conn: psycopg.Connection,
-) -> None:
-    """A process of the version before may go on after the migration."""
+def test_lost_hours_come_back_when_their_candles_are_stored_again(conn: psycopg.Connection) -> None:
+    """Deleted by hand, or left out when a copy was restored."""
     frame = candles(["BTC/USDT", "ETH/USDT"], minutes=150)
     upsert_candles(conn, frame, **WINDOW)
     conn.execute("DELETE FROM candle_hours WHERE symbol = 'ETH/USDT'")
