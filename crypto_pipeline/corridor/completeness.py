@@ -59,7 +59,7 @@ def filled(
     ``series``: those wanted; by default all. A series that is no longer configured stays in the
     archive and in the table.
     """
-    if candles is None or candles.empty:
+    if candles is None or not candles["final"].any():  # as in a day's first minute
         return {}
     final = candles["final"].to_numpy()
     symbols, timeframes = candles["symbol"].cat, candles["timeframe"].cat
