@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from psycopg import sql
 
 from crypto_pipeline.database.connection import connect
@@ -20,6 +21,10 @@ from crypto_pipeline_tests.pipelines import Pipeline
 
 _TEMPLATE = "crypto_pipeline_template"
 _SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+
+#: A suite that must be quick and never flaky.
+settings.register_profile("suite", deadline=None, database=None, derandomize=True, max_examples=80)
+settings.load_profile("suite")
 
 
 def pytest_configure() -> None:

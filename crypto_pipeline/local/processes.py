@@ -126,11 +126,11 @@ def processes_where(matches: Callable[[list[str]], bool]) -> list[psutil.Process
 
 
 def wait_until(done: Callable[[], bool], *, timeout: float) -> bool:
-    """Poll ``done`` until it says yes; False when time is up."""
+    """Poll ``done`` until it says yes; False when time is up and it still says no."""
     deadline = time.monotonic() + timeout
     while not done():
         if time.monotonic() > deadline:
-            return False
+            return done()  # we may have slept for longer
         time.sleep(POLL_SECONDS)
     return True
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from psycopg import sql
 
 from crypto_pipeline.cli.main import cli
 from crypto_pipeline.local import ServerInfo
@@ -127,9 +129,10 @@ def plain(tmp_path: Path) -> Cli:
 @pytest.fixture(scope="package")
 def dagster_url(server: ServerInfo) -> str:
     """Storage of Dagster's, made once: its tables take seconds."""
+    name = f"dagster_{uuid4().hex[:12]}"
     with psycopg.connect(server.url("postgres"), autocommit=True) as conn:
-        conn.execute("CREATE DATABASE cli_dagster")
-    return server.url("cli_dagster")
+        conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return server.url(name)
 
 
 @pytest.fixture(scope="package")

@@ -34,7 +34,7 @@ def test_a_signal_ends_the_backfill_and_not_just_its_run(
     document = yaml.safe_load(path.read_text()) | {"backfill": {"partitions_per_run": 1}}
     path.write_text(yaml.safe_dump(document))
     used = Cli(tmp_path, {DATABASE_URL: new_database(), DAGSTER_URL: dagster_url})
-    simulator.control.set_latency("binance", 1.0)
+    simulator.control.set_latency("binance", 1.5)
     arguments = ("backfill", "binance", "2024-03-12", "2024-03-14")
     with used.start(*arguments, stderr=subprocess.PIPE, start_new_session=True) as process:
         deadline = time.monotonic() + 60

@@ -211,6 +211,7 @@ def test_a_minute_that_closed_a_moment_ago_is_left_for_later(simulator: Simulato
     assert batches[-1].covered["1m"] == Interval(span.start, minute)
 
 
+@pytest.mark.timeout(900)
 def test_five_million_trades_fit_into_300_megabytes(simulator: SimulatorHandle) -> None:
     """All of the consuming process, its libraries included, over real sockets through genuine ccxt."""
     days = 850
@@ -226,7 +227,7 @@ def test_five_million_trades_fit_into_300_megabytes(simulator: SimulatorHandle) 
         capture_output=True,
         text=True,
         check=True,
-        timeout=240,
+        timeout=600,
     )
     said = json.loads(done.stdout)
     assert said["trades"] >= 5_000_000

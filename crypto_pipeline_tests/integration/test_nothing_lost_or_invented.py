@@ -206,6 +206,7 @@ def explained(deployment: Deployment, stored: pd.DataFrame, until: int) -> None:
                 assert cause in (allowed | {"exchange_outage"} if near else allowed)
 
 
+@pytest.mark.timeout(900)
 @hypothesis.settings(
     max_examples=12,
     deadline=None,

@@ -33,7 +33,7 @@ from crypto_pipeline_tests.pipelines import Pipeline, results
 
 FIRST, DAYS = date(2024, 3, 5), 6
 SPAN = f"{FIRST}|binance", f"{FIRST + timedelta(DAYS - 1)}|binance"
-LATE = 8.0
+LATE = 12.0
 HOUR_MS = 3_600_000
 
 _FAIL_ONCE = """

@@ -180,7 +180,7 @@ def test_no_reader_ever_sees_a_part_of_a_file(
     del writer
     storage = LakeStorage(str(tmp_path))
     digits = set()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(digits) < 10 and time.monotonic() < deadline:
         content = storage.read(NAME)
         assert _is_whole(content)

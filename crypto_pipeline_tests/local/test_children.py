@@ -71,7 +71,7 @@ def test_a_prepared_program_begins_with_what_is_known_later() -> None:
 
 def test_an_interrupt_while_a_program_still_imports_is_not_lost() -> None:
     """The command had left Ctrl-C to it, and it did not listen yet: all of a backfill was run."""
-    with prepared([sys.executable, "-c", WAITER, "1"], dict(os.environ)) as begin:
+    with prepared([sys.executable, "-c", WAITER, "3"], dict(os.environ)) as begin:
         child = newest_child()
         threading.Timer(0.5, child.send_signal, [signal.SIGINT]).start()
         assert begin({"STATUS": "0"}) == 128 + signal.SIGINT

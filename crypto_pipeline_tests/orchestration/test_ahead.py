@@ -81,6 +81,7 @@ class Work:
         self.may_go = threading.Event()
         self.may_go.set()
         self._fails_at = fails_at
+        self._failed = threading.Event()
 
     @contextmanager
     def opened(self) -> Iterator[ahead.Work]:
@@ -100,9 +101,12 @@ class Work:
         self.did.append(partition)
         self.known.append(known)
         assert self.may_go.wait(10)
-        time.sleep(0.01)
         if partition == self._fails_at:
+            self._failed.set()
             raise ValueError(partition.key)
+        if self._fails_at is not None:
+            assert self._failed.wait(10)
+        time.sleep(0.01 if self._fails_at is None else 0.2)  # until it is known
 
 
 def wait_for(done: DoneAhead) -> None:
@@ -197,8 +201,12 @@ def test_a_run_that_is_stopped_while_it_waits_leaves_the_rest_undone(
     with in_background(done, "run", work.opened, failed=work.told.append) as submit:
         submit_all(submit, work)
 
+    wait, ours = threading.Condition.wait, threading.current_thread()
+
     def stopped(self: threading.Condition, timeout: float | None = None) -> bool:
-        raise KeyboardInterrupt
+        if threading.current_thread() is ours:
+            raise KeyboardInterrupt
+        return wait(self, timeout)
 
     with monkeypatch.context() as patched:
         patched.setattr(threading.Condition, "wait", stopped)

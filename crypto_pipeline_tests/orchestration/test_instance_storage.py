@@ -71,7 +71,7 @@ def test_a_server_that_was_restarted_is_no_error(instance: dg.DagsterInstance, u
     materialize(instance)
     with connect(url) as conn:
         ended = conn.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         ).fetchall()
     assert ended
