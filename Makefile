@@ -24,7 +24,7 @@ run: install
 	$(BIN)/crypto-pipeline up --port $(PORT)
 
 test: install
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -34,7 +34,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole deployments come first: of the two processes of `make test` one is long busy with them."""
+    """Whole deployments come first: of the processes of `make test` one is busy with them to the end.
+
+    They mostly wait, so there are three on two cores.
+    """
     items.sort(key=lambda item: item.path.parent.name != "deployment")
 
 
