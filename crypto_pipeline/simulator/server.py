@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
@@ -59,6 +60,7 @@ class Simulator:
         self.port = 0
         self._own_ports: dict[str, int] = {}
         self._listeners: dict[str | None, Listener] = {}
+        self._held: dict[str, socket.socket] = {}
 
     async def start(self, *, port: int = 0, host: str = _HOST) -> int:
         """Listen; the common port (a free one for 0).
@@ -76,6 +78,8 @@ class Simulator:
         """Close every connection and port."""
         while self._listeners:
             await self._listeners.popitem()[1].stop()
+        while self._held:
+            self._held.popitem()[1].close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -92,12 +96,15 @@ class Simulator:
         listener = Listener(self._handler_of(key))
         port = await listener.start(_HOST, self._own_ports.get(key, wanted))
         self._listeners[key], self._own_ports[key] = listener, port
+        if key in self._held:
+            self._held.pop(key).close()
 
     async def stop_listening(self, key: str) -> None:
         """Refuse connections to an exchange that has its own port, and close those it has."""
         listener = self._listeners.pop(key, None)
         if listener is not None:
             await listener.stop()
+            self._held[key] = _bound(self._own_ports[key])
 
     def base_url(self, key: str) -> str:
         """Where an exchange is mounted."""
@@ -209,3 +216,11 @@ def _half(body: bytes) -> bytes:
 @lru_cache(maxsize=256)
 def _http_date(seconds: int) -> str:
     return formatdate(seconds, usegmt=True)
+
+
+def _bound(port: int) -> socket.socket:
+    """Who connects to it is refused, and nobody else is given the port meanwhile."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((_HOST, port))
+    return bound

@@ -1,6 +1,8 @@
 """Clock, log and settings, from another process."""
 
+import socket
 import time
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -71,6 +73,8 @@ def test_an_exchange_with_its_own_port_can_refuse_connections(simulator) -> None
     simulator.control.stop_listening("binance")
     with pytest.raises(ConnectionRefusedError):
         get(url)
+    with socket.socket() as another, pytest.raises(OSError, match="in use"):
+        another.bind(("127.0.0.1", urlsplit(url).port))  # or it could not be had back
     assert kraken_time(simulator)
     simulator.control.start_listening("binance")
     assert get(url)[0] == 200
