@@ -89,4 +89,5 @@ def _days(config: PipelineConfig, exchange: str, minute: datetime) -> Iterator[d
     passed = (minute - datetime.combine(today, datetime.min.time(), UTC)) // timedelta(minutes=1)
     if yesterday >= config.exchanges[exchange].start and passed <= config.live.reread + 1:
         yield yesterday
-    yield today
+    if today >= config.exchanges[exchange].start:
+        yield today

@@ -145,6 +145,8 @@ def seconds_behind_now(
     """
     if day_of(now) != partition.day:
         return Verdict(passed=True, description="Not today's partition.")
+    if partition.day < config.exchanges[partition.exchange].start:
+        return Verdict(passed=True, description="Before the first day that is to be collected.")
     start = day_start_ms(partition.day)
 
     def reached(series: Series) -> int:

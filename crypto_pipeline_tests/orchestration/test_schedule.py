@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +94,24 @@ def test_an_exchange_whose_last_run_goes_on_is_skipped_with_a_reason(
     assert isinstance(skipped, dg.SkipReason)
     assert run.run_id in str(skipped.skip_message)
     assert "kraken" in str(skipped.skip_message)
+
+
+def test_nothing_is_asked_for_before_an_exchanges_first_day(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    """Its partition does not exist then: each tick failed, with all other exchanges' runs."""
+    first = datetime.now(UTC).date() + timedelta(days=2)
+    (tmp_path / "pipeline.yaml").write_text(PIPELINE.replace("2024-01-01", f"{first}"))
+    settings = read_settings({CONFIG: str(tmp_path / "pipeline.yaml"), HOME: str(tmp_path)})
+    definitions = build_defs(settings=settings)
+    schedule = definitions.resolve_schedule_def("realtime_ohlcv")
+    for day, expected in ((first - timedelta(days=1), 0), (first, 2)):
+        noon = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
+        with dg.build_schedule_context(instance, scheduled_execution_time=noon) as context:
+            assert len(list(schedule(context))) == expected
+    with dg.build_schedule_context(
+        instance,
+        scheduled_execution_time=datetime.now(UTC),
+        repository_def=definitions.get_repository_def(),
+    ) as context:
+        assert schedule.evaluate_tick(context).run_requests == []
