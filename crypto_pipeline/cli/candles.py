@@ -98,7 +98,8 @@ def _write(frame: pd.DataFrame, form: str, output: Path | None) -> None:
         content = _with_exact_times(frame).to_csv(index=False).encode()
     else:
         table = frame.drop(columns=["symbol", "timeframe"])
-        content = (table.to_string(index=False, na_rep="") + "\n").encode()
+        text = "" if table.empty else table.to_string(index=False, na_rep="") + "\n"
+        content = text.encode()
     if output is None:
         sys.stdout.buffer.write(content)
     else:
