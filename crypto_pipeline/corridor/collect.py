@@ -22,7 +22,7 @@ from crypto_pipeline.corridor.collected import Collected, CollectedDay, OnDay
 from crypto_pipeline.corridor.day_book import DayBook
 from crypto_pipeline.corridor.failures import markets_unknown, nothing_answered
 from crypto_pipeline.corridor.lives import Lives
-from crypto_pipeline.corridor.plan import Resting, over, plan_requests
+from crypto_pipeline.corridor.plan import Resting, before_listing, over, plan_requests
 from crypto_pipeline.corridor.requests import FailedRequest, Request, TradeRequest
 from crypto_pipeline.corridor.trade_history import trade_candles
 from crypto_pipeline.errors import (
@@ -101,6 +101,8 @@ class Collection:
         except ExchangeError as error:
             self._gave_up = unknown = error
         before = dict(self._coverage)
+        for day, series, life in before_listing(before, self._exchange.config.series):
+            self._book.not_listed(day, series, life)
         requests = plan_requests(
             before,
             series=self._exchange.config.series,

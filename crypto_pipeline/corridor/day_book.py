@@ -84,6 +84,11 @@ class DayBook:
         for day in days_of(window):
             self._note(day, series, lambda known: known)
 
+    def not_listed(self, day: date, series: Series, life: TradingLife) -> None:
+        """Note what another partition knows: that this one begins before its symbol's first candle."""
+        begun = replace(life, last=None)
+        self._note(day, series, lambda known: replace(known, life=known.life or begun))
+
     def trades(self, built: TradeCandles) -> list[date]:
         """Keep candles built from trades; the partitions they touch."""
         days = times_ms(built.observations["open_time"]) // DAY_MS

@@ -43,7 +43,11 @@ class Lives:
         if self._exchange.trades_now(answer.symbol) is False and answer.window.end <= today:
             look = known.life is None or known.life.last is None
         else:
-            look = known.life is None and _may_be_before_it(answer.window, judgement, known)
+            # A look that showed no listing may have met a bad answer, or come too early.
+            unknown = known.life is None or (
+                known.life.first is None and answer.window.end <= today
+            )
+            look = unknown and _may_be_before_it(answer.window, judgement, known)
         if not look:
             return
         since = min(answer.window.start, day_start_ms(self._exchange.config.start))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 
-from crypto_pipeline.core.coverage import Coverage, Series, SeriesCoverage
+from crypto_pipeline.core.coverage import Coverage, Series, SeriesCoverage, TradingLife
 from crypto_pipeline.core.habits import Habits
 from crypto_pipeline.core.intervals import Interval, Intervals, intersect, union
 from crypto_pipeline.core.planning import plan_trades, plan_windows
@@ -82,6 +82,21 @@ def _trade_requests(symbol: str, wanted: Mapping[str, Intervals]) -> list[TradeR
         }
         requests.append(TradeRequest(symbol, whole))
     return requests
+
+
+def before_listing(
+    coverage: Mapping[date, Coverage], series: Sequence[Series]
+) -> Iterator[tuple[date, Series, TradingLife]]:
+    """Partitions that begin before a symbol's first candle and do not know it, as others do.
+
+    Nothing is asked of them, so no answer would tell them.
+    """
+    for one in series:
+        life = over(coverage, one).life
+        if life is not None and life.first is not None:
+            for day, known in coverage.items():
+                if known.of(one).life is None and day_start_ms(day) < life.first:
+                    yield day, one, life
 
 
 def over(coverage: Mapping[date, Coverage], series: Series) -> SeriesCoverage:

@@ -48,8 +48,10 @@ async def trading_life(exchange: ExchangeWrapper, symbol: str, *, since: int) ->
     begins = await _first_day(exchange, symbol, oldest, end, span)
     if begins is not None and begins >= oldest:
         opens = await _narrowed(exchange, symbol, begins, newest=False)
-    if begins is not None and exchange.trades_now(symbol) is False:
-        ends = await _last_day(exchange, symbol, max(begins, oldest), end, span)
+    if exchange.trades_now(symbol) is False:
+        # Without a first candle it may have ended before ``since``.
+        since = max(0, oldest - _MOST_PAGES * span) if begins is None else max(begins, oldest)
+        ends = await _last_day(exchange, symbol, since, end, span)
         closes = None if ends is None else await _narrowed(exchange, symbol, ends, newest=True)
     known = []
     if opens is not None:

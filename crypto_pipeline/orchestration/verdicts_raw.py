@@ -13,6 +13,7 @@ from pandera.errors import SchemaErrors
 from crypto_pipeline.config.model import PipelineConfig
 from crypto_pipeline.core.candles import KEY
 from crypto_pipeline.core.coverage import Coverage, Series
+from crypto_pipeline.core.holes import Hole
 from crypto_pipeline.core.intervals import Interval, subtract
 from crypto_pipeline.core.planning import reach
 from crypto_pipeline.core.rules import CANDLE_SCHEMA, keeps_schema
@@ -96,13 +97,23 @@ def every_request_answered(
     start = max(day_start_ms(partition.day), day_start_ms(exchange.start))
     due = min(day_start_ms(partition.day) + DAY_MS, now - config.live.max_lag_seconds * 1_000)
     missing: dict[Series, int] = {}
+    failed: list[tuple[Series, Hole]] = []
     for series in exchange.series:
         known, length = coverage.of(series), timeframe_ms(series.timeframe)
         oldest = reach(now, timeframe=series.timeframe, habits=exchange.exchange_habits)
         if exchange.exchange_habits.trades:
             oldest = 0
+        elif oldest:
+            oldest += length  # what an answer settles begins one candle later
         first, last = (known.life.first, known.life.last) if known.life else (None, None)
         wanted = Interval(max(start, oldest, first or 0), min(due // length * length, last or due))
+        # Of what nobody asks for again, as it is out of reach or of its symbol's life, none is due.
+        begin, end = wanted.start, last or day_start_ms(partition.day) + DAY_MS
+        failed += [
+            (series, hole)
+            for hole in known.holes
+            if hole.kind == "failed" and hole.end > begin and hole.start < end
+        ]
         heard = [hole.interval for hole in known.holes if hole.kind != "failed"]
         left = subtract([wanted], [*known.settled, *heard])
         if left:
@@ -118,9 +129,7 @@ def every_request_answered(
                 "error": hole.note,
             }
         )
-        for series in exchange.series
-        for hole in coverage.of(series).holes
-        if hole.kind == "failed"
+        for series, hole in failed
     ]
     return Verdict(
         passed=not missing and not failures,
