@@ -92,11 +92,12 @@ def before_listing(
     Nothing is asked of them, so no answer would tell them.
     """
     for one in series:
+        unaware = [day for day, known in coverage.items() if known.of(one).life is None]
+        if not 0 < len(unaware) < len(coverage):
+            continue
         life = over(coverage, one).life
         if life is not None and life.first is not None:
-            for day, known in coverage.items():
-                if known.of(one).life is None and day_start_ms(day) < life.first:
-                    yield day, one, life
+            yield from ((day, one, life) for day in unaware if day_start_ms(day) < life.first)
 
 
 def over(coverage: Mapping[date, Coverage], series: Series) -> SeriesCoverage:

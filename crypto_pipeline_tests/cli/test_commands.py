@@ -88,6 +88,8 @@ def test_no_candles_is_said_and_is_no_error(stored: Cli, form: str, tmp_path: Pa
     assert "does not collect" not in done.stderr
     if form == "parquet":
         assert pd.read_parquet(path).empty
+    elif form == "table":
+        assert path.read_bytes() == b""
     done = stored.inside("candles", "binance", "BTC/USDC", "1m", *window, *output)
     assert "does not collect this series; of binance it has BTC/USDT 1m, ETH/USDT 1m" in done.stderr
 
