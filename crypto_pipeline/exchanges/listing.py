@@ -49,9 +49,9 @@ async def trading_life(exchange: ExchangeWrapper, symbol: str, *, since: int) ->
     if begins is not None and begins >= oldest:
         opens = await _narrowed(exchange, symbol, begins, newest=False)
     if exchange.trades_now(symbol) is False:
-        # Without a first candle it may have ended before ``since``.
-        since = max(0, oldest - _MOST_PAGES * span) if begins is None else max(begins, oldest)
-        ends = await _last_day(exchange, symbol, since, end, span)
+        # Without a candle since then it may have ended before.
+        earliest = max(0, oldest - _MOST_PAGES * span) if begins is None else max(begins, oldest)
+        ends = await _last_day(exchange, symbol, earliest, end, span)
         closes = None if ends is None else await _narrowed(exchange, symbol, ends, newest=True)
     known = []
     if opens is not None:

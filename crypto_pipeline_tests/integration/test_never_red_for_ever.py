@@ -155,3 +155,25 @@ def test_the_oldest_candle_that_is_served(
     habits = {"binance": {"habits": {"history": 60, "trades": False}}}
     candles = pipeline(simulator, start=FIRST, exchanges=habits)
     assert refused(candles.run(key("binance"), may_fail=True)) == []
+
+
+def test_today_of_an_exchange_that_begins_tomorrow(
+    simulate: Simulate, pipeline: MakePipeline
+) -> None:
+    """Whoever materializes it by hand is told that nothing is late."""
+    now = START + 12 * HOURS
+    tomorrow = {"binance": {"start": FIRST + timedelta(days=1)}}
+    simulator = simulate(
+        SimulatorConfig.parse(
+            {
+                "clock": {"frozen_at": now},
+                "exchanges": {
+                    "binance": {"symbols": ["BTC/USDT"]},
+                    "coinbaseexchange": {"symbols": ["BTC/USD"]},
+                },
+            },
+            origin="the test",
+        )
+    )
+    candles = pipeline(simulator, start=FIRST, exchanges=tomorrow)
+    assert refused(candles.run(key("binance"), may_fail=True)) == []
