@@ -106,6 +106,16 @@ def most_within(times_ns: Sequence[int], seconds: float) -> int:
     return max(bisect_left(times, time + length) - n for n, time in enumerate(times))
 
 
+def keep_to(times_ns: Sequence[int], rate: int) -> bool:
+    """Whether there were at most so many a second over all, and nowhere a bunch of a quarter more.
+
+    A busy machine is late with some, which then come together; two limiters side by side double both.
+    """
+    times = sorted(times_ns)
+    over_all = rate * (times[-1] - times[0]) / 1e9 + 3
+    return len(times) <= over_all and most_within(times, 1) <= rate * 5 // 4
+
+
 # --- one of the processes
 
 

@@ -16,7 +16,7 @@ from crypto_pipeline.database.budget import SharedBudget
 from crypto_pipeline.database.connection import connect
 from crypto_pipeline.database.overview import BudgetOverview, budget_overview
 from crypto_pipeline.errors import DatabaseError, ExchangeBlocked, RateLimited
-from crypto_pipeline_tests.askers import most_within
+from crypto_pipeline_tests.askers import keep_to, most_within
 
 NAME = "binance"
 ROW = "SELECT {} FROM request_budgets WHERE name = %s"
@@ -112,7 +112,7 @@ def test_runs_together_keep_to_the_budget_in_fair_shares(url: str) -> None:
         runs = [pool.submit(asking, url, 5, tasks=n, cost_ms=50) for n in (1, 2, 8, 8)]
         went = [run.result() for run in runs]
     everything = [at for run in went for at in run]
-    assert most_within(everything, 1) <= 25  # a busy machine is late with some
+    assert keep_to(everything, 20)
     assert min(map(len, went)) >= len(everything) / len(went) / 3
 
 
