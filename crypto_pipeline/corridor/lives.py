@@ -40,14 +40,12 @@ class Lives:
         if not judgement.silent or answer.symbol in self.by_symbol:
             return
         today = answer.exchange_now // DAY_MS * DAY_MS
-        if self._exchange.trades_now(answer.symbol) is False and answer.window.end <= today:
-            look = known.life is None or known.life.last is None
-        else:
-            # A look that showed no listing may have met a bad answer, or come too early.
-            unknown = known.life is None or (
-                known.life.first is None and answer.window.end <= today
-            )
-            look = unknown and _may_be_before_it(answer.window, judgement, known)
+        past, life = answer.window.end <= today, known.life
+        # A look that showed no listing may have met a bad answer, or come too early.
+        unknown = life is None or (life.first is None and past)
+        look = unknown and _may_be_before_it(answer.window, judgement, known)
+        if past and self._exchange.trades_now(answer.symbol) is False:
+            look = look or life is None or life.last is None
         if not look:
             return
         since = min(answer.window.start, day_start_ms(self._exchange.config.start))

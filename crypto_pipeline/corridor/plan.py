@@ -8,7 +8,7 @@ from datetime import date
 
 from crypto_pipeline.core.coverage import Coverage, Series, SeriesCoverage, TradingLife
 from crypto_pipeline.core.habits import Habits
-from crypto_pipeline.core.intervals import Interval, Intervals, intersect, union
+from crypto_pipeline.core.intervals import Interval, Intervals, intersect, subtract, union
 from crypto_pipeline.core.planning import plan_trades, plan_windows
 from crypto_pipeline.core.timeframes import DAY_MS, day_start_ms
 from crypto_pipeline.corridor.requests import Request, TradeRequest
@@ -95,20 +95,32 @@ def before_listing(
         unaware = [day for day, known in coverage.items() if known.of(one).life is None]
         if not 0 < len(unaware) < len(coverage):
             continue
-        life = over(coverage, one).life
-        if life is not None and life.first is not None:
-            yield from ((day, one, life) for day in unaware if day_start_ms(day) < life.first)
+        merged = over(coverage, one).life
+        if merged is None or merged.first is None:
+            continue
+        lives = (known.of(one).life for known in coverage.values())
+        life = next(each for each in lives if each is not None and each.first == merged.first)
+        yield from ((day, one, life) for day in unaware if day_start_ms(day) < merged.first)
 
 
 def over(coverage: Mapping[date, Coverage], series: Series) -> SeriesCoverage:
     """What is known of a series over all partitions of a run.
 
+    A first candle with others before it is none: what is silent there is asked for again.
     A symbol has ended where every later partition says so: trading that was halted may go on.
     """
     days = sorted(coverage)
     known = [coverage[day].of(series) for day in days]
     lives = [each.life for each in known if each.life is not None]
-    firsts = [life.first for life in lives if life.first is not None]
+    first = min((life.first for life in lives if life.first is not None), default=None)
+    if first is not None:
+        begun = (  # outages are settled, and silence where trades are read: there are no candles in them
+            interval.start
+            for each in known
+            for interval in subtract(each.settled, [*each.outages, *each.by_trades])
+        )
+        if min(begun, default=first) < first:
+            first = None
     last = max((life.last for life in lives if life.last is not None), default=None)
     if last is not None and any(
         each.life is None or each.life.last is None
@@ -119,5 +131,5 @@ def over(coverage: Mapping[date, Coverage], series: Series) -> SeriesCoverage:
     return SeriesCoverage(
         settled=union(interval for each in known for interval in each.settled),
         holes=tuple(hole for each in known for hole in each.holes),
-        life=replace(lives[-1], first=min(firsts, default=None), last=last) if lives else None,
+        life=replace(lives[-1], first=first, last=last) if lives else None,
     )

@@ -112,7 +112,7 @@ def every_request_answered(
         failed += [
             (series, hole)
             for hole in known.holes
-            if hole.kind == "failed" and hole.end > begin and hole.start < end
+            if hole.kind == "failed" and begin < end and hole.end > begin and hole.start < end
         ]
         heard = [hole.interval for hole in known.holes if hole.kind != "failed"]
         left = subtract([wanted], [*known.settled, *heard])

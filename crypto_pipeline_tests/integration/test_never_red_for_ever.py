@@ -115,6 +115,28 @@ def test_a_look_for_a_listing_that_met_one_bad_answer(
 
 
 @pytest.mark.parametrize("exchange", QUOTES)
+def test_a_look_for_a_whole_life_that_met_one_bad_answer(
+    simulate: Simulate, pipeline: MakePipeline, exchange: str
+) -> None:
+    """Its end was found all the same, and nobody looked for its beginning any more."""
+    gone = f"GONE/{QUOTES[exchange]}"
+    ended = START + 3 * DAY_MS + 18 * HOURS
+    life = {"listed": START + DAY_MS + DAY_MS // 2, "delisted": ended}
+    simulator = simulate(simulated(exchange, {f"BTC/{QUOTES[exchange]}": {}, gone: life}))
+    candles = pipeline(simulator, start=FIRST, exchanges={exchange: {"concurrency": 1}})
+    simulator.control.add_fault(
+        act="body", body="list", content_type="application/json", endpoint="candles", count=1,
+        symbol=gone,
+        params={"interval": "1d"} if exchange == "binance" else {"granularity": "86400"},
+    )  # fmt: skip
+    again(candles, exchange)
+    for _ in range(3):
+        again(candles, exchange, hours=30)
+    assert incomplete(candles) == []
+    assert causes(candles, gone) == {"delisted", "not_listed_yet"}
+
+
+@pytest.mark.parametrize("exchange", QUOTES)
 def test_a_symbol_that_was_delisted_before_the_first_day(
     simulate: Simulate, pipeline: MakePipeline, exchange: str
 ) -> None:
