@@ -113,7 +113,7 @@ def test_runs_together_keep_to_the_budget_in_fair_shares(url: str) -> None:
         went = [run.result() for run in runs]
     everything = [at for run in went for at in run]
     assert keep_to(everything, 20)
-    assert min(map(len, went)) >= len(everything) / len(went) / 3
+    assert min(map(len, went)) >= len(everything) / len(went) / 2
 
 
 def test_a_request_takes_its_weight_of_the_share(url: str) -> None:
@@ -339,7 +339,7 @@ def test_after_a_pause_requests_go_one_by_one(url: str) -> None:
     with ThreadPoolExecutor(3) as pool:
         runs = [pool.submit(asking, url, 2.5, tasks=4, cost_ms=50) for _ in range(3)]
         went = [at for run in runs for at in run.result()]
-    assert most_within(went, 0.25) <= 10
+    assert most_within(went, 0.25) <= 7
 
 
 def test_a_long_pause_ends_the_run_at_once(url: str) -> None:

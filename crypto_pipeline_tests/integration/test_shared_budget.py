@@ -23,7 +23,7 @@ from crypto_pipeline_tests.pipelines import Pipeline
 SYMBOLS = [f"{base}/USDT" for base in ("BTC", "ETH", "SOL", "XRP", "ADA", "DOT")]
 SECOND = 1_000_000_000
 #: A request on its way when the exchange refuses another one, and the refusal on its way to us.
-UNDER_WAY = SECOND
+UNDER_WAY = SECOND // 4
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_four_processes_keep_to_one_budget(simulator: SimulatorHandle, url: str)
     assert keep_to(arrived(simulator), 20)
     log = simulator.control.arrivals(endpoint="candles")
     shares = Counter(one["symbol"] for one in log if began <= one["time_ns"] < began + 10 * SECOND)
-    assert shares.total() >= 0.8 * 200
+    assert shares.total() >= 0.95 * 200
     assert min(shares[symbol] for symbol in SYMBOLS[:4]) >= shares.total() / 4 / 2
     assert sum(result["requests"] for result in results) == len(simulator.control.arrivals())
 
@@ -83,7 +83,7 @@ def test_a_refusal_of_one_process_stops_all_and_passes(
     (refused,) = [one["time_ns"] for one in control.arrivals() if one["status"] == 429]
     assert arrived(simulator, refused + UNDER_WAY, refused + 3 * SECOND) == []
     after = arrived(simulator, refused + 4 * SECOND, refused + 6 * SECOND)
-    assert len(after) >= 0.75 * 40
+    assert len(after) >= 0.9 * 40
     assert keep_to(arrived(simulator), 20)
     assert [failure for result in results for failure in result["failures"]] == []
     assert sorted(result["refused"] for result in results) == [0, 0, 0, 1]
